@@ -1,0 +1,121 @@
+"""A job, its states and the table of moves between them. Pure.
+
+    queued --lease--> leased --done--> done --ack--> settled
+      ^  |               | |
+      |  |               | `-- lease expired, node lost, given back --> queued
+      |  `--- deadline --+---- attempts used up ----------------------> dead --requeued by an operator--> queued
+      |
+    A settled job is gone: its text is deleted, only its id is remembered for a while.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, NamedTuple
+
+from dolmetsch.errors import LocalError
+
+STORY_LINES: Final = 16  # enough for every attempt of a job that ends as a dead letter; a job costs memory
+
+
+class State(enum.Enum):
+    """Where a job stands; the values are the wire's words."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    DONE = "done"
+    DEAD = "dead"
+    SETTLED = "settled"
+
+
+TRANSITIONS: Final = frozenset(
+    {
+        (State.QUEUED, State.LEASED),  # dispatched, or re-presented by a node that held it all along
+        (State.QUEUED, State.DONE),  # answered from the cache, or by a node that had been given up
+        (State.QUEUED, State.DEAD),  # its deadline passed
+        (State.QUEUED, State.SETTLED),  # cancelled
+        (State.LEASED, State.QUEUED),  # lease expired, node lost, given back
+        (State.LEASED, State.DONE),
+        (State.LEASED, State.DEAD),
+        (State.LEASED, State.SETTLED),
+        (State.DONE, State.SETTLED),  # acked, or kept longer than results are kept
+        (State.DEAD, State.QUEUED),  # an operator requeues a dead letter
+        (State.DEAD, State.SETTLED),  # cancelled, or kept longer than dead letters are kept
+    }
+)
+
+
+class Outcome(NamedTuple):
+    """How a job ended: translated ``texts``, or None with a ``code`` and a ``detail``."""
+
+    texts: tuple[str, ...] | None
+    code: str
+    detail: str
+    model: str
+    cached: bool
+    took_ms: int
+
+
+class Job:
+    """One job in the broker. Mutable on purpose: the scheduler is its only owner, and there may be 100 000."""
+
+    __slots__ = (
+        "acked", "attempt", "chars", "deadline", "failures", "gateway", "id", "lane", "lease_until", "node",
+        "outcome", "queued_at", "reply_to", "route", "seq", "state", "story", "tenant", "texts", "timer",
+    )  # fmt: skip
+
+    def __init__(
+        self, *, seq: int, job_id: bytes, gateway: str, tenant: str, lane: int, route: str,
+        texts: tuple[str, ...], reply_to: bytes, deadline: float, now: float,
+    ) -> None:  # fmt: skip
+        self.seq = seq
+        self.id = job_id
+        self.gateway = gateway
+        self.tenant = tenant
+        self.lane = lane
+        self.route = route
+        self.texts = texts
+        self.chars = sum([len(text) for text in texts])
+        self.reply_to = reply_to
+        self.deadline = deadline
+        self.queued_at = now
+        self.state = State.QUEUED
+        self.attempt = 0  # leases so far
+        self.failures = 0  # leases that ended in a child's crash or an engine's error
+        self.node: str | None = None
+        self.lease_until = 0.0
+        self.outcome: Outcome | None = None
+        self.acked = False
+        self.timer: int | None = None
+        self.story: list[tuple[float, str]] | None = None  # only jobs that were leased have something to tell
+
+    def move(self, state: State, now: float, what: str) -> None:
+        """Change the state along ``TRANSITIONS`` and write it in the story.
+
+        Raises ``LocalError``, with the story, for a move that the table does not have.
+        """
+        if (self.state, state) not in TRANSITIONS:
+            raise LocalError(f"job {self.id.hex()}: {self.state.value} -> {state.value} ({what})\n{self.tell()}")
+        self.state = state
+        if self.story is None:
+            self.story = []
+        self.story.append((now, what))
+        if len(self.story) > STORY_LINES:
+            del self.story[1]  # the beginning and the latest lines say most
+
+    def tell(self) -> str:
+        """The story, a line an event, in seconds since the job was queued."""
+        lines = [f"{0.0:9.3f} s queued for {self.route} by {self.gateway}"]
+        lines += [f"{at - self.queued_at:9.3f} s {what}" for at, what in self.story or ()]
+        return "\n".join(lines)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the job's texts, result and envelope take, roughly."""
+        size = 2 * self.chars + len(self.reply_to) + JOB_BYTES
+        if self.outcome is not None and self.outcome.texts is not None:
+            size += 2 * sum([len(text) for text in self.outcome.texts])
+        return size
+
+
+JOB_BYTES: Final = 600  # measured: a queued job without its text

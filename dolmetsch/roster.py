@@ -1,0 +1,133 @@
+"""Who is here: the nodes and gateways that the broker knows, and what it has given to each. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import Final
+
+from dolmetsch.jobs import Job
+from dolmetsch.messages import Heartbeat, NodeStatus
+
+MAX_PEERS: Final = 1024  # nodes, and gateways, each: a LAN has tens
+ASSUMED_CHARS_PER_S: Final = 1000.0  # a Pi core, roughly: until a new node has measured itself
+
+
+class Node:
+    """A registered node. Credit is never counted up or down: it is capacity minus leases, so it cannot leak."""
+
+    def __init__(
+        self, *, peer: bytes, name: str, incarnation: str, routes: Mapping[str, str], capacity: int, now: float
+    ) -> None:
+        self.peer = peer
+        self.name = name
+        self.incarnation = incarnation
+        self.routes = dict(routes)
+        self.capacity = capacity
+        self.leases: dict[bytes, Job] = {}
+        self.leased_chars = 0
+        self.chars_per_s = ASSUMED_CHARS_PER_S
+        self.last_seen = now
+        self.draining = False
+        self.jobs_done = 0
+        self.heartbeat: Heartbeat | None = None
+
+    @property
+    def credit(self) -> int:
+        """How many more jobs the node wants now."""
+        return 0 if self.draining else self.capacity - len(self.leases)
+
+    def finish_s(self, chars: int) -> float:
+        """Estimated seconds until ``chars`` more characters would be done here."""
+        return (self.leased_chars + chars) / self.chars_per_s
+
+    def lend(self, job: Job) -> None:
+        """Note that ``job`` is leased to this node."""
+        self.leases[job.id] = job
+        self.leased_chars += job.chars
+
+    def release(self, job: Job) -> None:
+        """Note that ``job`` is no longer leased to this node."""
+        if self.leases.pop(job.id, None) is not None:
+            self.leased_chars -= job.chars
+
+    def status(self, now: float) -> NodeStatus:
+        """What STATUS says of this node."""
+        beat = self.heartbeat
+        return NodeStatus(
+            name=self.name,
+            state="draining" if self.draining else "ready",
+            routes=tuple(sorted(self.routes)),
+            leased=len(self.leases),
+            capacity=self.capacity,
+            workers=beat.workers if beat else 0,
+            cpu_percent=beat.cpu_percent if beat else 0.0,
+            ram_percent=beat.ram_percent if beat else 0.0,
+            temperature_c=beat.temperature_c if beat else -300.0,
+            throttled=beat.throttled if beat else False,
+            chars_per_s=self.chars_per_s,
+            jobs_done=self.jobs_done,
+            seen_s_ago=max(0.0, now - self.last_seen),
+        )
+
+
+class Gateway:
+    """A gateway by its name, which outlives its process: results wait here for its next incarnation."""
+
+    def __init__(self, name: str, now: float) -> None:
+        self.name = name
+        self.peer: bytes | None = None  # None: not connected now
+        self.last_seen = now
+        self.jobs = 0  # live jobs it owns
+        self.ready: deque[Job] = deque()  # ended, to be sent
+        self.sent: OrderedDict[bytes, float] = OrderedDict()  # job id -> when sent, oldest first; not acked yet
+
+    def disconnect(self) -> None:
+        """Its process is gone: what was sent but not acked will be sent anew to the next one."""
+        self.peer = None
+
+
+class Roster:
+    """Nodes by routing identity, gateways by name."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[bytes, Node] = {}
+        self.gateways: dict[str, Gateway] = {}
+        self._gateway_peers: dict[bytes, Gateway] = {}
+
+    def node_named(self, name: str) -> Node | None:
+        """The node called ``name``."""
+        return next((node for node in self.nodes.values() if node.name == name), None)
+
+    def gateway_at(self, peer: bytes) -> Gateway | None:
+        """The gateway behind the routing identity ``peer``."""
+        return self._gateway_peers.get(peer)
+
+    def gateway_named(self, name: str, now: float) -> Gateway:
+        """The gateway called ``name``, made known if it was not."""
+        gateway = self.gateways.get(name)
+        if gateway is None:
+            gateway = self.gateways[name] = Gateway(name, now)
+        return gateway
+
+    def connect(self, gateway: Gateway, peer: bytes, now: float) -> None:
+        """``gateway`` now speaks from ``peer``; the latest process of a name gets its results."""
+        self.disconnect(gateway)
+        gateway.peer = peer
+        gateway.last_seen = now
+        self._gateway_peers[peer] = gateway
+
+    def disconnect(self, gateway: Gateway) -> None:
+        """Nobody is behind ``gateway`` now."""
+        if gateway.peer is not None:
+            self._gateway_peers.pop(gateway.peer, None)
+        gateway.disconnect()
+
+    def forget_idle(self) -> None:
+        """Drop gateways that are gone and own nothing, so that one-shot commands leave no trace."""
+        for name in [name for name, one in self.gateways.items() if one.peer is None and not one.jobs]:
+            del self.gateways[name]
+
+    def routes(self) -> dict[str, str]:
+        """Every route that some node offers, with a model that serves it."""
+        return {route: model for node in self.nodes.values() for route, model in node.routes.items()}
