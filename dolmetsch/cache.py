@@ -1,6 +1,6 @@
 """The result cache: what was translated lately, bounded by bytes. Pure.
 
-Keys are hashes of route, model and text, so a new model never serves an old model's words, and no text is kept as a key.
+Keys are hashes of route, model and text: a new model never serves an old model's words, and no text is kept as a key.
 """
 
 from __future__ import annotations

@@ -6,9 +6,39 @@ Every key is documented here, with its unit, and nowhere else; ``python broker.p
 
 from __future__ import annotations
 
-from typing import Annotated
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
 
+import msgspec
+import platformdirs
 from msgspec import Meta, Struct
+
+from dolmetsch.errors import ConfigError
+
+ALIASES: Final = {"MAX_CPU": "DOLMETSCH_POOL_MAX_CPU", "MAX_RAM": "DOLMETSCH_POOL_MAX_RAM"}  # the first bot's names
+PREFIX: Final = "DOLMETSCH_"
+
+
+class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the broker listens and keeps its jobs."""
+
+    bind: Annotated[str, Meta(description="address to listen at")] = "tcp://127.0.0.1:5570"
+    ledger: Annotated[str, Meta(description="file that keeps accepted jobs; empty: the user's data folder")] = ""
+    drain_s: Annotated[float, Meta(ge=0, le=600, description="seconds a stopping broker waits for what nodes hold")] = (
+        5.0
+    )
+
+
+class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who a node is and whom it works for."""
+
+    broker: Annotated[str, Meta(description="address of the broker")] = "tcp://127.0.0.1:5570"
+    name: Annotated[str, Meta(max_length=100, description="name in the cluster; empty: made from the host's")] = ""
+    drain_s: Annotated[float, Meta(ge=0, le=600, description="seconds a stopping node has to finish what it holds")] = (
+        20.0
+    )
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,18 +72,14 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     bulk_age_s: Annotated[
         float, Meta(ge=0, le=86400, description="seconds after which a waiting bulk job gets its share")
     ] = 10.0
-    resend_s: Annotated[
-        float, Meta(ge=0.05, le=600, description="seconds before an unacked result is sent again")
-    ] = 2.0
+    resend_s: Annotated[float, Meta(ge=0.05, le=600, description="seconds before an unacked result is sent again")] = (
+        2.0
+    )
     result_ttl_s: Annotated[
         float, Meta(ge=1, description="seconds a result waits for its gateway before it is given up")
     ] = 86_400.0
-    dead_ttl_s: Annotated[
-        float, Meta(ge=1, description="seconds a dead letter is kept, with its text")
-    ] = 86_400.0
-    max_dead: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="dead letters kept; the oldest goes first")
-    ] = 1_000
+    dead_ttl_s: Annotated[float, Meta(ge=1, description="seconds a dead letter is kept, with its text")] = 86_400.0
+    max_dead: Annotated[int, Meta(ge=0, le=1_000_000, description="dead letters kept; the oldest goes first")] = 1_000
     max_settled: Annotated[
         int, Meta(ge=0, le=10_000_000, description="ids of settled jobs remembered, so that none is done twice")
     ] = 50_000
@@ -62,12 +88,8 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a child translates."""
 
-    beam_size: Annotated[
-        int, Meta(ge=1, le=16, description="hypotheses kept while decoding; 1 is fastest")
-    ] = 2
-    batch_tokens: Annotated[
-        int, Meta(ge=32, le=16384, description="tokens in one batch, padding counted")
-    ] = 512
+    beam_size: Annotated[int, Meta(ge=1, le=16, description="hypotheses kept while decoding; 1 is fastest")] = 2
+    batch_tokens: Annotated[int, Meta(ge=32, le=16384, description="tokens in one batch, padding counted")] = 512
     compute_type: Annotated[
         str, Meta(description="CTranslate2 compute type: default, int8, int8_float32, float32, ...")
     ] = "default"
@@ -77,9 +99,7 @@ class PoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a node runs its children."""
 
     min_workers: Annotated[int, Meta(ge=1, le=256, description="children kept at all times")] = 1
-    max_workers: Annotated[
-        int, Meta(ge=0, le=256, description="children at most; 0: one for each allowed core")
-    ] = 0
+    max_workers: Annotated[int, Meta(ge=0, le=256, description="children at most; 0: one for each allowed core")] = 0
     cores: Annotated[
         tuple[int, ...], Meta(description="cores children are pinned to; empty: all this process may use")
     ] = ()
@@ -95,3 +115,98 @@ class PoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_ram: Annotated[
         float, Meta(gt=0, le=100, description="percent: no child is added above this, idle ones end")
     ] = 85.0
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of it: a table in the file for each part."""
+
+    broker: BrokerConfig = BrokerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    node: NodeConfig = NodeConfig()
+    pool: PoolConfig = PoolConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+SECTIONS: Final[Mapping[str, type[Struct]]] = {
+    "broker": BrokerConfig,
+    "scheduler": SchedulerConfig,
+    "node": NodeConfig,
+    "pool": PoolConfig,
+    "engine": EngineConfig,
+}
+
+Table = dict[str, dict[str, Any]]
+
+
+def load(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration: defaults, then the file at ``path``, then ``DOLMETSCH_SECTION_KEY`` variables, then flags.
+
+    Without ``path``, ``dolmetsch.toml`` in the user's configuration folder is read if it is there. Flags that are
+    None were not given. Raises ``ConfigError`` that names the key and where it stands.
+    """
+    if path is None:
+        default = platformdirs.user_config_path("dolmetsch") / "dolmetsch.toml"
+        path = default if default.exists() else None
+    merged: Table = {section: {} for section in SECTIONS}
+    layers = (
+        (str(path), {} if path is None else _read(path)),
+        ("the environment", _from_environment(environment)),
+        ("the command line", {name: {k: v for k, v in part.items() if v is not None} for name, part in flags.items()}),
+    )
+    config = Config()
+    for source, layer in layers:
+        for section, values in layer.items():
+            if not isinstance(values, dict):
+                raise ConfigError(f"{source}: {section} must be a table, [{section}]")
+            merged.setdefault(section, {}).update(values)
+        config = _convert(merged, source)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> Table:
+    values = {ALIASES.get(name, name): value for name, value in environment.items()}
+    layer: Table = {}
+    for section, kind in SECTIONS.items():
+        for field in msgspec.structs.fields(kind):
+            text = values.get(f"{PREFIX}{section}_{field.name}".upper())
+            if text is not None:
+                many = isinstance(field.default, tuple)
+                layer.setdefault(section, {})[field.name] = [part for part in text.split(",") if part] if many else text
+    return layer
+
+
+def _convert(table: Mapping[str, Any], source: str) -> Config:
+    try:
+        return msgspec.convert(table, Config, strict=False)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        where = where.rstrip("`") or "a table"
+        raise ConfigError(f"{source}: {where}: {what[0].lower()}{what[1:]}") from error
+
+
+def show(config: Config) -> str:
+    """The configuration as TOML, each key with what it means."""
+    lines: list[str] = []
+    for section, kind in SECTIONS.items():
+        lines.append(f"[{section}]")
+        part = getattr(config, section)
+        for field in msgspec.structs.fields(kind):
+            meta = next((one for one in getattr(field.type, "__metadata__", ()) if isinstance(one, Meta)), None)
+            value = msgspec.json.encode(getattr(part, field.name)).decode()
+            lines.append(f"{field.name} = {value}  # {meta.description if meta else ''}".rstrip(" #"))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def data_path(name: str) -> Path:
+    """``name`` in the user's data folder for dolmetsch (XDG_DATA_HOME, else ~/.local/share)."""
+    return platformdirs.user_data_path("dolmetsch") / name

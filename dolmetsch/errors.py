@@ -52,6 +52,10 @@ class TransportError(DolmetschError):
     """Raised when a socket cannot be bound or an address cannot be understood."""
 
 
+class NodeError(DolmetschError):
+    """Raised when a node cannot go on: no package that loads, a name that another node has."""
+
+
 class NoBroker(DolmetschError):
     """Raised when no broker answered within ``waited_s`` seconds at ``address``."""
 
@@ -64,7 +68,7 @@ class NoBroker(DolmetschError):
 
 
 class JobRejected(DolmetschError):
-    """Raised when the broker refuses a job; with ``retry_after_s`` set, trying again after that many seconds may help."""
+    """Raised when the broker refuses a job; where ``retry_after_s`` is set, trying again after that may help."""
 
     def __init__(self, code: str, detail: str, retry_after_s: float | None = None) -> None:
         super().__init__(detail)
@@ -74,10 +78,22 @@ class JobRejected(DolmetschError):
 
 
 class JobFailed(DolmetschError):
-    """Raised when a job that was accepted ended in the dead letters: ``code`` says why, ``attempts`` how often it was tried."""
+    """Raised when an accepted job ended as a dead letter: ``code`` says why, ``attempts`` how often it was tried."""
 
     def __init__(self, code: str, detail: str, attempts: int) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.attempts = attempts
+
+
+class JobSettled(DolmetschError):
+    """Raised when a job is submitted whose result this gateway had already acked: it was answered before."""
+
+    def __init__(self, job_id: bytes) -> None:
+        super().__init__(f"job {job_id.hex()} was answered before")
+        self.job_id = job_id
+
+
+class InputError(DolmetschError):
+    """Raised when a text or a file that somebody gave cannot be used: not UTF-8, not there, too long."""

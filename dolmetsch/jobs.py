@@ -1,11 +1,11 @@
 """A job, its states and the table of moves between them. Pure.
 
-    queued --lease--> leased --done--> done --ack--> settled
-      ^  |               | |
-      |  |               | `-- lease expired, node lost, given back --> queued
-      |  `--- deadline --+---- attempts used up ----------------------> dead --requeued by an operator--> queued
-      |
-    A settled job is gone: its text is deleted, only its id is remembered for a while.
+queued --lease--> leased --done--> done --ack--> settled
+  ^  |               | |
+  |  |               | `-- lease expired, node lost, given back --> queued
+  |  `--- deadline --+---- attempts used up ----------------------> dead --requeued by an operator--> queued
+  |
+A settled job is gone: its text is deleted, only its id is remembered for a while.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Job:
     """One job in the broker. Mutable on purpose: the scheduler is its only owner, and there may be 100 000."""
 
     __slots__ = (
-        "acked", "attempt", "chars", "deadline", "failures", "gateway", "id", "lane", "lease_until", "node",
-        "outcome", "queued_at", "reply_to", "route", "seq", "state", "story", "tenant", "texts", "timer",
+        "acked", "attempt", "chars", "deadline", "failures", "gateway", "id", "lane", "lease_until", "losses",
+        "node", "outcome", "queued_at", "reply_to", "route", "seq", "size", "state", "story", "tenant", "texts",
+        "timer",
     )  # fmt: skip
 
     def __init__(
@@ -80,13 +81,15 @@ class Job:
         self.deadline = deadline
         self.queued_at = now
         self.state = State.QUEUED
-        self.attempt = 0  # leases so far
+        self.attempt = 0  # leases so far: (id, attempt) names one
+        self.losses = 0  # leases that expired or whose node was lost
         self.failures = 0  # leases that ended in a child's crash or an engine's error
         self.node: str | None = None
         self.lease_until = 0.0
         self.outcome: Outcome | None = None
         self.acked = False
-        self.timer: int | None = None
+        self.timer = 0  # slot of its timer: the deadline, or later the time it is given up
+        self.size = self.measure()  # bytes it is counted with
         self.story: list[tuple[float, str]] | None = None  # only jobs that were leased have something to tell
 
     def move(self, state: State, now: float, what: str) -> None:
@@ -109,10 +112,9 @@ class Job:
         lines += [f"{at - self.queued_at:9.3f} s {what}" for at, what in self.story or ()]
         return "\n".join(lines)
 
-    @property
-    def bytes(self) -> int:
-        """Memory that the job's texts, result and envelope take, roughly."""
-        size = 2 * self.chars + len(self.reply_to) + JOB_BYTES
+    def measure(self) -> int:
+        """Bytes of memory that the job takes, roughly."""
+        size = sum([2 * len(text) for text in self.texts]) + len(self.reply_to) + JOB_BYTES
         if self.outcome is not None and self.outcome.texts is not None:
             size += 2 * sum([len(text) for text in self.outcome.texts])
         return size

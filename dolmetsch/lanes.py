@@ -1,8 +1,8 @@
 """What waits: two lanes, fair between tenants. Pure.
 
 Inside a lane, tenants share by deficit round robin (Shreedhar and Varghese, 1995), counted in characters: a guild that
-sends books gets no more of the cluster than one that sends greetings. Between the lanes, interactive goes first; but once
-the next bulk job has waited ``bulk_age_s``, bulk gets a quarter of the characters until it has caught up.
+sends books gets no more of the cluster than one that sends greetings. Between the lanes, interactive goes first; but
+once the next bulk job has waited ``bulk_age_s``, bulk gets a quarter of the characters until it has caught up.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
@@ -79,12 +79,14 @@ class Gateway:
         self.peer: bytes | None = None  # None: not connected now
         self.last_seen = now
         self.jobs = 0  # live jobs it owns
-        self.ready: deque[Job] = deque()  # ended, to be sent
-        self.sent: OrderedDict[bytes, float] = OrderedDict()  # job id -> when sent, oldest first; not acked yet
+        self.ready: OrderedDict[bytes, Job] = OrderedDict()  # ended, to be sent
+        self.sent: OrderedDict[bytes, tuple[Job, float]] = OrderedDict()  # sent when, oldest first; not acked yet
 
-    def disconnect(self) -> None:
-        """Its process is gone: what was sent but not acked will be sent anew to the next one."""
-        self.peer = None
+    def again(self, job_id: bytes) -> None:
+        """Have the result of ``job_id`` sent once more, if it was sent."""
+        job, _ = self.sent.pop(job_id, (None, 0.0))
+        if job is not None:
+            self.ready[job_id] = job
 
 
 class Roster:
@@ -92,12 +94,23 @@ class Roster:
 
     def __init__(self) -> None:
         self.nodes: dict[bytes, Node] = {}
+        self._nodes_by_name: dict[str, Node] = {}
         self.gateways: dict[str, Gateway] = {}
         self._gateway_peers: dict[bytes, Gateway] = {}
 
-    def node_named(self, name: str) -> Node | None:
+    def node_named(self, name: str | None) -> Node | None:
         """The node called ``name``."""
-        return next((node for node in self.nodes.values() if node.name == name), None)
+        return None if name is None else self._nodes_by_name.get(name)
+
+    def add_node(self, node: Node) -> None:
+        """A node has registered."""
+        self.nodes[node.peer] = node
+        self._nodes_by_name[node.name] = node
+
+    def remove_node(self, node: Node) -> None:
+        """A node has left or was lost."""
+        del self.nodes[node.peer]
+        del self._nodes_by_name[node.name]
 
     def gateway_at(self, peer: bytes) -> Gateway | None:
         """The gateway behind the routing identity ``peer``."""
@@ -113,6 +126,8 @@ class Roster:
     def connect(self, gateway: Gateway, peer: bytes, now: float) -> None:
         """``gateway`` now speaks from ``peer``; the latest process of a name gets its results."""
         self.disconnect(gateway)
+        for job_id in list(gateway.sent):  # the process before may have lost them
+            gateway.again(job_id)
         gateway.peer = peer
         gateway.last_seen = now
         self._gateway_peers[peer] = gateway
@@ -121,7 +136,7 @@ class Roster:
         """Nobody is behind ``gateway`` now."""
         if gateway.peer is not None:
             self._gateway_peers.pop(gateway.peer, None)
-        gateway.disconnect()
+        gateway.peer = None
 
     def forget_idle(self) -> None:
         """Drop gateways that are gone and own nothing, so that one-shot commands leave no trace."""

@@ -1,0 +1,61 @@
+"""At the door: whether a submitted job may come in, and the one line that says why not. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from dolmetsch.config import SchedulerConfig
+from dolmetsch.messages import BULK, MAX_JOB_CHARS, MAX_TEXT_CHARS, JobSpec, Refusal
+
+BULK_OF_QUEUE: Final = 0.9  # the rest is kept for the interactive lane, so that a bulk flood cannot shut people out
+RETRY_MIN_S: Final = 1.0
+RETRY_MAX_S: Final = 60.0
+FREED: Final = 0.1  # a refused sender should come back when this part of the queue has drained
+ROUTE: Final = re.compile(r"[a-z]{2,3}(?:_[A-Za-z]{2,4})?→[a-z]{2,3}(?:_[A-Za-z]{2,4})?")
+
+
+def faulty(spec: JobSpec) -> Refusal | None:
+    """What is wrong with the job itself; no retry will help."""
+    longest = max(map(len, spec.texts), default=0)
+    total = sum(map(len, spec.texts))
+    if longest > MAX_TEXT_CHARS or total > MAX_JOB_CHARS:
+        return _refuse(
+            spec, "too_large",
+            f"the text has {total} characters; at most {MAX_TEXT_CHARS} in one text and {MAX_JOB_CHARS} in one job: "
+            "cut it into parts",
+        )  # fmt: skip
+    if not any(map(str.strip, spec.texts)):
+        return _refuse(spec, "empty_text", "there is no text to translate")
+    if spec.deadline_s <= 0:
+        return _refuse(spec, "bad_deadline", "the deadline has already passed")
+    if ROUTE.fullmatch(spec.route) is None:
+        return _refuse(spec, "unknown_route", "a route looks like de→en")
+    return None
+
+
+def unknown_route(spec: JobSpec, known: Collection[str]) -> Refusal:
+    """No node has offered this route, and others were offered."""
+    return _refuse(spec, "unknown_route", f"no node offers {spec.route}; there is {', '.join(sorted(known))[:300]}")
+
+
+def draining(spec: JobSpec) -> Refusal:
+    """The broker is about to stop."""
+    return _refuse(spec, "draining", "the broker is about to stop: try again in a moment", 5.0)
+
+
+def overloaded(
+    spec: JobSpec, config: SchedulerConfig, jobs: int, held_bytes: int, queued_chars: int, chars_per_s: float
+) -> Refusal | None:
+    """Whether there is no room left, and when there will be some."""
+    share = BULK_OF_QUEUE if spec.lane == BULK else 1.0
+    if jobs < config.max_jobs * share and held_bytes < config.max_bytes * share:
+        return None
+    wait_s = FREED * queued_chars / chars_per_s if chars_per_s else RETRY_MAX_S
+    wait_s = round(min(RETRY_MAX_S, max(RETRY_MIN_S, wait_s)), 1)
+    return _refuse(spec, "overloaded", f"overloaded: try again in {wait_s:g} s", wait_s)
+
+
+def _refuse(spec: JobSpec, code: str, detail: str, retry_after_s: float = 0.0) -> Refusal:
+    return Refusal(spec.job_id, code, detail, retry_after_s)

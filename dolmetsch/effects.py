@@ -1,0 +1,93 @@
+"""What goes into the scheduler and what comes out: events and effects. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dolmetsch.jobs import Outcome
+from dolmetsch.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class FromPeer:
+    """A valid message came from the peer with this routing identity."""
+
+    peer: bytes
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """The socket says that nobody is behind this routing identity any more."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The end of one turn of the loop: timers, dispatch, results."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The broker is about to stop: take nothing new, lease nothing more."""
+
+
+class Record(NamedTuple):
+    """A job as the ledger keeps it; ``deadline`` in this broker's monotonic seconds."""
+
+    seq: int
+    job_id: bytes
+    gateway: str
+    tenant: str
+    lane: int
+    route: str
+    texts: tuple[str, ...]
+    reply_to: bytes
+    deadline: float
+    state: str
+    attempt: int
+    failures: int
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """What the ledger held when the broker started."""
+
+    records: Sequence[Record]
+    settled: Sequence[bytes]
+
+
+Event = FromPeer | PeerGone | Tick | Drain | Recover
+
+
+class Op(enum.Enum):
+    """What to write in the ledger; the comment gives the row."""
+
+    INSERT = "insert"  # seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now
+    LEASE = "lease"  # attempt, node, seq
+    QUEUE = "queue"  # failures, deadline, seq
+    OWN = "own"  # gateway, seq
+    FINISH = "finish"  # state, outcome, seq: "done" drops the texts
+    REMOVE = "remove"  # seq, job_id: settled
+
+
+class Persist(NamedTuple):
+    """Commit this before anything is sent."""
+
+    op: Op
+    row: tuple[Any, ...]
+
+
+class Send(NamedTuple):
+    """Send this once everything is committed."""
+
+    peer: bytes
+    message: Message
+
+
+Effect = Persist | Send

@@ -1,0 +1,278 @@
+"""The ledger: every job that lives, on disk, so that an accepted job survives the broker.
+
+SQLite in WAL mode, one transaction a tick, ``synchronous=FULL``: when ``commit`` returns, the tick is on the disk. Rows
+are keyed by the job's number, so inserts append. Texts are gone once a job is done, the whole row once it is settled
+(``secure_delete`` overwrites them); ids of settled jobs are kept in blocks, the latest ``max_settled`` of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgpack
+
+from dolmetsch.effects import Op, Persist, Record, Recover
+from dolmetsch.errors import LedgerError
+from dolmetsch.jobs import Outcome
+
+SCHEMA_VERSION: Final = 1
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_SCHEMA: Final = """
+CREATE TABLE job (
+    seq INTEGER PRIMARY KEY,  -- order of arrival
+    job_id BLOB NOT NULL,
+    gateway TEXT NOT NULL,
+    tenant TEXT NOT NULL,
+    lane INTEGER NOT NULL,    -- 0 interactive, 1 bulk
+    route TEXT NOT NULL,
+    texts BLOB,               -- msgpack list of strings; NULL once the job is done
+    reply_to BLOB NOT NULL,
+    deadline REAL NOT NULL,   -- monotonic seconds of the boot in meta
+    deadline_s REAL NOT NULL, -- the same from when the job came, for another boot
+    state TEXT NOT NULL DEFAULT 'queued',
+    attempt INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    node TEXT,
+    outcome BLOB              -- msgpack of texts, code, detail, model, cached, took_ms
+);
+CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+_STATEMENTS: Final = {
+    Op.INSERT: "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    Op.LEASE: "UPDATE job SET state = 'leased', attempt = ?, node = ? WHERE seq = ?",
+    Op.QUEUE: "UPDATE job SET state = 'queued', outcome = NULL, failures = ?, deadline = ? WHERE seq = ?",
+    Op.OWN: "UPDATE job SET gateway = ? WHERE seq = ?",
+    Op.FINISH: "UPDATE job SET state = ?, outcome = ?, texts = CASE WHEN ? THEN NULL ELSE texts END WHERE seq = ?",
+    Op.REMOVE: "DELETE FROM job WHERE seq = ?",
+}
+
+
+class Ledger(Protocol):
+    """Where accepted jobs are kept. ``load`` comes first, then any number of commits, then ``close``."""
+
+    def load(self, now: float) -> Recover:
+        """What was there, with deadlines in this process's monotonic seconds (``now`` is one)."""
+
+    def commit(self, changes: Sequence[Persist]) -> None:
+        """Make ``changes`` durable, all or none. Raises ``LedgerError`` when that cannot be done."""
+
+    def tidy(self) -> None:
+        """Called when the broker is idle: leave no deleted text behind."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class MemoryLedger:
+    """A ledger that lasts as long as its object: for tests, and for brokers that may forget."""
+
+    def __init__(self, max_settled: int = 50_000) -> None:
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._settled: list[bytes] = []
+        self._max_settled = max_settled
+
+    def load(self, now: float) -> Recover:
+        """See ``Ledger``."""
+        return Recover(tuple(Record(**row) for _, row in sorted(self._rows.items())), tuple(self._settled))
+
+    def commit(self, changes: Sequence[Persist]) -> None:
+        """See ``Ledger``."""
+        for op, row in changes:
+            if op is Op.INSERT:
+                names = ("seq", "job_id", "gateway", "tenant", "lane", "route", "texts", "reply_to", "deadline")
+                new = dict(zip(names, row, strict=False))
+                self._rows[row[0]] = {**new, "state": "queued", "attempt": 0, "failures": 0, "outcome": None}
+            elif op is Op.LEASE:
+                self._rows[row[2]].update(state="leased", attempt=row[0])
+            elif op is Op.QUEUE:
+                self._rows[row[2]].update(state="queued", failures=row[0], deadline=row[1], outcome=None)
+            elif op is Op.OWN:
+                self._rows[row[1]].update(gateway=row[0])
+            elif op is Op.FINISH:
+                self._rows[row[2]].update(state=row[0], outcome=row[1])
+                if row[0] == "done":
+                    self._rows[row[2]]["texts"] = ()
+            else:
+                del self._rows[row[0]]
+                self._settled.append(row[1])
+        del self._settled[: -self._max_settled or len(self._settled)]
+
+    def tidy(self) -> None:
+        """See ``Ledger``."""
+
+    def close(self) -> None:
+        """See ``Ledger``."""
+
+
+class SqliteLedger:
+    """The ledger on disk. Raises ``LedgerError`` from every call when SQLite or the disk refuses."""
+
+    def __init__(self, path: Path, max_settled: int = 50_000) -> None:
+        self._path = path
+        self._max_settled = max_settled
+        self._db: sqlite3.Connection | None = None
+        self._settled_count = 0
+
+    def load(self, now: float) -> Recover:
+        """Open the file, made if it is not there; see ``Ledger``."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._path.touch(mode=0o600)  # messages of people are in there
+            self._db = self._open()
+            return self._read(self._db, now)
+        except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise LedgerError(f"{self._path} is in use by another broker: stop it, or give --ledger") from error
+            raise LedgerError(
+                f"{self._path} is not a usable ledger ({error}): move it away, or give --ledger"
+            ) from error
+        except OSError as error:
+            raise LedgerError(f"cannot write {self._path} ({error.strerror}): give --ledger another place") from error
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, isolation_level=None, timeout=0.5)
+        for pragma in (
+            "locking_mode = EXCLUSIVE",  # one broker a ledger, and no shared-memory file
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "secure_delete = ON",
+            "temp_store = MEMORY",
+        ):
+            db.execute(f"PRAGMA {pragma}").fetchone()
+        db.execute("BEGIN EXCLUSIVE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
+        if version > SCHEMA_VERSION:
+            raise LedgerError(f"{self._path} comes from a newer dolmetsch: update this one, or give --ledger")
+        return db
+
+    def _read(self, db: sqlite3.Connection, now: float) -> Recover:
+        boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
+        row = db.execute("SELECT value FROM meta WHERE key = 'boot'").fetchone()
+        # Monotonic time goes on between processes of one boot. After another boot it means nothing, and a Pi has no
+        # clock battery to ask: then every deadline starts anew.
+        same_boot = bool(boot) and row is not None and row[0] == boot
+        if not same_boot:
+            db.execute("UPDATE job SET deadline = ? + deadline_s", (now,))
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot,))
+        query = (
+            "SELECT seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, state, attempt, failures,"
+            " outcome FROM job ORDER BY seq"
+        )
+        records = [_record(row) for row in db.execute(query)]
+        settled: list[bytes] = []
+        for (job_ids,) in db.execute("SELECT job_ids FROM settled ORDER BY block"):
+            settled += [job_ids[start : start + 16] for start in range(0, len(job_ids), 16)]
+        self._settled_count = len(settled)
+        return Recover(records, settled)
+
+    def commit(self, changes: Sequence[Persist]) -> None:
+        """See ``Ledger``."""
+        db = self._db
+        if db is None:
+            raise LedgerError(f"{self._path} is not open")
+        try:
+            db.execute("BEGIN")
+            for op, rows in _runs(changes):
+                db.executemany(_STATEMENTS[op], map(_PARAMETERS[op], rows))
+                if op is Op.REMOVE:
+                    self._remember(db, [row[1] for row in rows])
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise LedgerError(f"cannot write {self._path} ({error}): is the disk full?") from error
+
+    def _remember(self, db: sqlite3.Connection, job_ids: list[bytes]) -> None:
+        db.execute("INSERT INTO settled (job_ids, count) VALUES (?, ?)", (b"".join(job_ids), len(job_ids)))
+        self._settled_count += len(job_ids)
+        while self._settled_count > self._max_settled:
+            block, count = db.execute("SELECT block, count FROM settled ORDER BY block LIMIT 1").fetchone()
+            db.execute("DELETE FROM settled WHERE block = ?", (block,))
+            self._settled_count -= count
+
+    def tidy(self) -> None:
+        """Fold the write-ahead log, where deleted texts still stand, into the file; see ``Ledger``."""
+        if self._db is not None:
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def close(self) -> None:
+        """See ``Ledger``."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+def _runs(changes: Iterable[Persist]) -> list[tuple[Op, list[tuple[Any, ...]]]]:
+    """Changes in an order that keeps each job's own, with like statements together: one ``executemany`` each.
+
+    A job may be inserted, leased, finished and removed in one tick, in this order; only what comes back (QUEUE, OWN)
+    may stand between, and then the plain order is kept from there on.
+    """
+    if any(op is Op.QUEUE or op is Op.OWN for op, _ in changes):
+        runs: list[tuple[Op, list[tuple[Any, ...]]]] = []
+        for op, row in changes:
+            if not runs or runs[-1][0] is not op:
+                runs.append((op, []))
+            runs[-1][1].append(row)
+        return runs
+    groups: dict[Op, list[tuple[Any, ...]]] = {Op.INSERT: [], Op.LEASE: [], Op.FINISH: [], Op.REMOVE: []}
+    for op, row in changes:
+        groups[op].append(row)
+    return [(op, rows) for op, rows in groups.items() if rows]
+
+
+def _insert(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now = row
+    return (seq, job_id, gateway, tenant, lane, route, msgpack.packb(texts), reply_to, deadline, deadline - now)
+
+
+def _finish(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    state, outcome, seq = row
+    return (state, msgpack.packb(outcome), state == "done", seq)
+
+
+def _as_it_is(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return row
+
+
+def _number_only(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return row[:1]
+
+
+_PARAMETERS: Final = {
+    Op.INSERT: _insert,
+    Op.LEASE: _as_it_is,
+    Op.QUEUE: _as_it_is,
+    Op.OWN: _as_it_is,
+    Op.FINISH: _finish,
+    Op.REMOVE: _number_only,
+}
+
+
+def _record(row: tuple[Any, ...]) -> Record:
+    (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, state, attempt, failures, outcome) = row
+    return Record(
+        seq=seq,
+        job_id=job_id,
+        gateway=gateway,
+        tenant=tenant,
+        lane=lane,
+        route=route,
+        texts=() if texts is None else msgpack.unpackb(texts, use_list=False),
+        reply_to=reply_to,
+        deadline=deadline,
+        state=state,
+        attempt=attempt,
+        failures=failures,
+        outcome=None if outcome is None else Outcome(*msgpack.unpackb(outcome, use_list=False)),
+    )

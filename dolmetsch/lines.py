@@ -1,0 +1,252 @@
+"""Whole files: many lines through one client, results in the order of the lines, and nothing done twice after a Ctrl-C.
+
+A run that writes to a file keeps a small record beside it, ``OUT.progress``. The lines already in ``OUT`` are its
+progress; a line is acked only once it stands there. So the same command again goes on where the last one ended, however
+that ended, with the same job ids, and what the cluster has finished meanwhile is there at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from dolmetsch.client import BULK, Answer, Client
+from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, JobSettled
+from dolmetsch.messages import JobSpec
+
+WINDOW: Final = 1024  # lines on their way: enough for the largest node's credit, little to lose
+MAX_LINE_BYTES: Final = 1 << 20  # a longer line is no line; the broker takes far less anyway
+RETRIES: Final = 60  # times that an overloaded cluster is asked again for one line
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line and what became of it: ``answer``, or ``error``, or neither for a blank line."""
+
+    number: int  # from 1
+    text: str
+    answer: Answer | None = None
+    error: DolmetschError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What all lines of a run have in common."""
+
+    route: str
+    tenant: str
+    deadline_s: float
+    run_id: str
+
+    def job_id(self, number: int) -> bytes:
+        """The same line of the same run is the same job."""
+        return hashlib.blake2b(f"{self.run_id}/{number}".encode(), digest_size=16).digest()
+
+
+class LineRun:
+    """Submits lines, ``WINDOW`` ahead at most, and hands them to ``write`` in order; what it was handed is safe then."""
+
+    def __init__(self, client: Client, order: Order, write: Callable[[list[Line]], None]) -> None:
+        self._client = client
+        self._order = order
+        self._write = write
+        self._ended: dict[int, Line] = {}
+        self._ids: dict[int, bytes] = {}
+        self._next = 0
+        self._ahead = 0
+        self._changed = asyncio.Event()
+        self._fatal: DolmetschError | None = None
+
+    async def run(self, lines: AsyncIterator[tuple[int, str]]) -> None:
+        """All of ``lines``, which are (number, text) without gaps. Raises what makes going on senseless."""
+        async for number, text in lines:
+            self._next = self._next or number
+            self._ahead += 1
+            if text.strip():
+                self._submit(number, text, self._order.job_id(number), RETRIES)
+            else:
+                self._end(Line(number, text))
+            await self._until(WINDOW - 1)
+        await self._until(0)
+
+    async def _until(self, ahead: int) -> None:
+        while self._fatal is None and self._ahead > ahead:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._fatal is not None:
+            raise self._fatal
+
+    def _submit(self, number: int, text: str, job_id: bytes, tries: int) -> None:
+        order = self._order
+        spec = JobSpec(job_id, order.route, (text,), BULK, order.tenant, order.deadline_s, b"")
+        self._ids[number] = job_id
+        self._client.submit(spec, lambda end: self._ending(number, text, tries, end))
+
+    def _ending(self, number: int, text: str, tries: int, end: Answer | DolmetschError) -> None:
+        match end:
+            case Answer(texts=None):
+                failed = JobFailed(end.code, end.detail, end.attempts)
+                self._end(Line(number, text, error=failed))
+            case Answer():
+                self._end(Line(number, text, answer=end))
+            case JobRejected(retry_after_s=float(wait_s)) if tries:
+                loop = asyncio.get_running_loop()
+                loop.call_later(wait_s, self._submit, number, text, self._ids[number], tries - 1)
+            case JobSettled():  # its result was acked, but is not in the file: somebody took the file away
+                self._submit(number, text, uuid.uuid4().bytes, tries)
+            case JobRejected(code="too_large" | "empty_text"):
+                self._end(Line(number, text, error=end))
+            case _:
+                self._fatal = end
+                self._changed.set()
+
+    def _end(self, line: Line) -> None:
+        self._ended[line.number] = line
+        ready: list[Line] = []
+        while (one := self._ended.pop(self._next, None)) is not None:
+            ready.append(one)
+            self._next += 1
+        if not ready:
+            return
+        self._write(ready)
+        for one in ready:
+            job_id = self._ids.pop(one.number, None)
+            if job_id is not None and (one.answer is not None or isinstance(one.error, JobFailed)):
+                self._client.ack(job_id)
+        self._ahead -= len(ready)
+        self._changed.set()
+
+
+@dataclass(slots=True)
+class Progress:
+    """A run into a file: which input it belongs to, and how far it has come."""
+
+    path: Path
+    run_id: str
+    source: str  # digest of input and route
+    written: int = 0  # lines that stand in the output
+    failed: list[int] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, out: Path, source: str, *, overwrite: bool) -> tuple[Progress, IO[str]]:
+        """Go on with ``out`` if it belongs to ``source``, else begin it; ``InputError`` rather than spoil a file."""
+        path = out.with_name(out.name + ".progress")
+        before = None if overwrite else _read(path)
+        if before is not None and before.source != source:
+            raise InputError(f"{out} was begun from another input or route: finish that, or give --overwrite")
+        if before is None and out.exists() and not overwrite:
+            raise InputError(f"{out} exists: give --overwrite to replace it")
+        try:
+            if before is None or not out.exists():
+                progress = cls(path, uuid.uuid4().hex, source)
+                progress.save()
+                return progress, out.open("w", encoding="utf-8", newline="\n")
+            before.written = _keep_whole_lines(out)
+            return before, out.open("a", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {error.strerror}") from error
+
+    def save(self) -> None:
+        """Write the record so that a crash leaves the old one or the new one."""
+        record = {"run_id": self.run_id, "source": self.source, "failed": self.failed}
+        spare = self.path.with_name(self.path.name + ".new")
+        spare.write_text(json.dumps(record), encoding="utf-8")
+        os.replace(spare, self.path)
+
+    def close(self) -> None:
+        """The run is complete."""
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+def _read(path: Path) -> Progress | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Progress(path, str(record["run_id"]), str(record["source"]), failed=[int(n) for n in record["failed"]])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep_whole_lines(out: Path) -> int:
+    """Cut a half-written last line off; how many lines are left."""
+    count = end = 0
+    with out.open("rb+") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                count += 1
+                end += len(line)
+        file.truncate(end)
+    return count
+
+
+def check_input(path: Path, route: str) -> tuple[str, int]:
+    """Digest and number of lines of a text file. Raises ``InputError`` where it is not UTF-8 or cannot be read."""
+    digest = hashlib.blake2b(route.encode(), digest_size=16)
+    count = 0
+    try:
+        with path.open("rb") as file:
+            while raw := file.readline(MAX_LINE_BYTES):
+                count += 1
+                digest.update(raw)
+                decode_line(raw, str(path), count)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest(), count
+
+
+def decode_line(raw: bytes, name: str, number: int) -> str:
+    """The text of a line, without its end. Raises ``InputError`` that says where it goes wrong."""
+    if len(raw) >= MAX_LINE_BYTES:
+        raise InputError(f"{name}, line {number}: longer than {MAX_LINE_BYTES} bytes; is this a text file?")
+    try:
+        return raw.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name}, line {number}: not UTF-8 (byte 0x{raw[error.start]:02x}); "
+            "convert it first, for instance with iconv -f latin1 -t utf-8"
+        ) from error
+
+
+async def file_lines(path: Path, after: int) -> AsyncIterator[tuple[int, str]]:
+    """The lines of a file behind line ``after``, numbered from 1."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+            if number > after:
+                yield number, decode_line(raw, str(path), number)
+
+
+async def pipe_lines(pipe: IO[bytes]) -> AsyncIterator[tuple[int, str]]:
+    """Lines as they arrive from a pipe or a terminal, without blocking the loop; a plain file is read as it is."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    try:
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    except ValueError:  # a plain file
+        for number, raw in _numbered(pipe):
+            yield number, decode_line(raw, "standard input", number)
+        return
+    number = 0
+    try:
+        while True:
+            number += 1
+            try:
+                raw = await reader.readline()
+            except ValueError:
+                raw = b"x" * MAX_LINE_BYTES
+            if not raw:
+                return
+            yield number, decode_line(raw, "standard input", number)
+    finally:
+        transport.close()
+
+
+def _numbered(pipe: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    return enumerate(iter(lambda: pipe.readline(MAX_LINE_BYTES), b""), 1)

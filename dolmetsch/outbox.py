@@ -1,0 +1,395 @@
+"""A gateway's side of the conversation with the broker. Pure.
+
+One door: ``handle(event, now)`` gives effects. The rules:
+
+1. A job is sent until the broker accepts or refuses it, and again to a restarted one: its id makes that safe.
+2. A result is delivered to the gateway once, and acked when the gateway says that it has it: the broker keeps it till
+   then.
+3. A result that nobody here asked for belongs to an earlier process of this gateway: it is delivered as a stray.
+4. A job whose deadline passes while the broker cannot be reached is given up here, with one honest word.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from dolmetsch.errors import LocalError
+from dolmetsch.link import Link
+from dolmetsch.messages import (
+    Accepted,
+    Ack,
+    Answer,
+    Ask,
+    Cancel,
+    Error,
+    Hello,
+    JobSpec,
+    Message,
+    Ping,
+    Pong,
+    Refusal,
+    Rejected,
+    Requeue,
+    Reregister,
+    Result,
+    Route,
+    Status,
+    Submit,
+    Welcome,
+    batches,
+    text_bytes,
+)
+
+RESEND_S: Final = 2.0
+PING_S: Final = 1.0
+DEADLINE_GRACE_S: Final = 2.0  # the broker's own word on a deadline comes first if it can come
+MAX_ACKED: Final = 4096  # answers acked lately, so that a late copy is acked again and not taken for a stray
+
+
+class _Phase(enum.Enum):
+    UNSENT = enum.auto()
+    SENT = enum.auto()
+    ACCEPTED = enum.auto()
+    DELIVERED = enum.auto()
+
+
+class _Parcel:
+    """A job on its way."""
+
+    __slots__ = ("deadline", "phase", "sent_at", "spec")
+
+    def __init__(self, spec: JobSpec, deadline: float) -> None:
+        self.spec = spec
+        self.deadline = deadline
+        self.phase = _Phase.UNSENT
+        self.sent_at = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Submit these jobs."""
+
+    specs: tuple[JobSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """The gateway has these results safely."""
+
+    job_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Nobody waits for these jobs any more."""
+
+    job_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Enquire:
+    """Ask for the cluster's status."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequeueDead:
+    """Ask for all dead letters to be sent round again."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromBroker:
+    """A valid message came."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The end of one turn of the loop."""
+
+
+Event = Post | Have | Withdraw | Enquire | RequeueDead | FromBroker | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this to the broker; if it cannot be sent now, it will be asked for again."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """The job has ended; a stray was submitted by an earlier process of this gateway."""
+
+    answer: Answer
+    stray: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The broker will not take the job."""
+
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The broker knows that this gateway had the result of this job before."""
+
+    job_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The job's deadline, ``after_s`` seconds, passed without a word from the broker."""
+
+    job_id: bytes
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Informed:
+    """The cluster's status."""
+
+    status: Status
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """So many dead letters were sent round again (a long list comes in parts)."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """The broker is silent: make a new connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The broker has welcomed us; it offers these routes."""
+
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The broker is not to be talked to: ``why`` says so for people."""
+
+    why: str
+    fatal: bool
+
+
+Effect = Send | Deliver | Refuse | Settled | GiveUp | Informed | Requeued | Reconnect | Up | Down
+
+
+class Outbox:
+    """The jobs of one gateway that are not over yet."""
+
+    def __init__(self, *, gateway: str, incarnation: str, rng: random.Random, now: float) -> None:
+        self._hello = Hello(gateway=gateway, incarnation=incarnation)
+        self._link = Link(rng, now)
+        self._parcels: dict[bytes, _Parcel] = {}
+        self._unsent: dict[bytes, None] = {}
+        self._acks: list[bytes] = []
+        self._acked: dict[bytes, None] = {}
+        self._withdrawn: list[bytes] = []
+        self._enquiry_at: float | None = None
+        self._requeue = False
+        self._awaits_requeue = False
+        self._ping_at = now
+        self._look_at = now
+        self._effects: list[Effect] = []
+
+    @property
+    def open(self) -> int:
+        """Jobs that have not been delivered, refused or given up."""
+        return sum(one.phase is not _Phase.DELIVERED for one in self._parcels.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be said to the broker."""
+        return not (self._acks or self._withdrawn or self._unsent)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event; the effects are to be carried out in order."""
+        match event:
+            case Post(specs):
+                for spec in specs:
+                    self._post(spec, now)
+            case Have(job_ids):
+                self._have(job_ids)
+            case Withdraw(job_ids):
+                self._withdraw(job_ids)
+            case Enquire():
+                self._enquiry_at = now
+            case RequeueDead():
+                self._requeue = True
+            case FromBroker(message):
+                self._link.heard(now)
+                self._from_broker(message, now)
+            case Tick():
+                self._tick(now)
+            case _:
+                raise LocalError(f"unknown event {event!r}")
+        effects, self._effects = self._effects, []
+        return effects
+
+    def next_deadline(self) -> float:
+        """When ``Tick`` has something to do by itself."""
+        return min(self._link.next_deadline(), self._ping_at, self._look_at)
+
+    def _post(self, spec: JobSpec, now: float) -> None:
+        if spec.job_id not in self._parcels:
+            self._parcels[spec.job_id] = _Parcel(spec, now + spec.deadline_s)
+            self._unsent[spec.job_id] = None
+
+    def _have(self, job_ids: Iterable[bytes]) -> None:
+        for job_id in job_ids:
+            self._parcels.pop(job_id, None)
+            self._acks.append(job_id)
+            self._acked[job_id] = None
+        if len(self._acked) > 2 * MAX_ACKED:
+            for job_id in list(self._acked)[:MAX_ACKED]:
+                del self._acked[job_id]
+
+    def _withdraw(self, job_ids: Iterable[bytes]) -> None:
+        for job_id in job_ids:
+            if self._parcels.pop(job_id, None) is not None:
+                self._unsent.pop(job_id, None)
+                self._withdrawn.append(job_id)
+
+    # ---- what the broker says ----
+
+    def _from_broker(self, message: Message, now: float) -> None:
+        match message:
+            case Result(jobs=answers):
+                for answer in answers:
+                    self._result(answer)
+            case Accepted(jobs=states):
+                self._accepted(states)
+            case Rejected(jobs=refusals):
+                for refusal in refusals:
+                    if self._parcels.pop(refusal.job_id, None) is not None:
+                        self._effects.append(Refuse(refusal))
+            case Welcome(routes=routes):
+                self._link.welcomed()
+                self._send_all_again()
+                self._effects.append(Up(routes))
+            case Reregister():
+                self._link.unknown(now)
+            case Status():
+                self._enquiry_at = None
+                self._effects.append(Informed(message))
+            case Error(code=code, detail=detail):
+                fatal = code in ("wrong_version", "full")
+                self._effects.append(Down(detail, fatal))
+            case Pong():
+                pass
+            case _:
+                pass  # a kind that no gateway is sent: of no use, and no harm
+
+    def _result(self, answer: Answer) -> None:
+        parcel = self._parcels.get(answer.job_id)
+        if parcel is None:
+            if answer.job_id in self._acked:
+                self._acks.append(answer.job_id)
+                return
+            # Known from now on, so that a copy of it is not delivered twice.
+            parcel = self._parcels[answer.job_id] = _Parcel(_no_spec(answer.job_id), 0.0)
+            self._effects.append(Deliver(answer, stray=True))
+        elif parcel.phase is not _Phase.DELIVERED:
+            self._unsent.pop(answer.job_id, None)
+            self._effects.append(Deliver(answer, stray=False))
+        parcel.phase = _Phase.DELIVERED
+
+    def _accepted(self, states: Iterable[tuple[bytes, str]]) -> None:
+        count = 0
+        for job_id, state in states:
+            count += 1
+            parcel = self._parcels.get(job_id)
+            if parcel is None or parcel.phase is _Phase.DELIVERED:
+                continue
+            if state == "settled":
+                del self._parcels[job_id]
+                self._unsent.pop(job_id, None)
+                self._effects.append(Settled(job_id))
+            else:
+                parcel.phase = _Phase.ACCEPTED
+        if self._awaits_requeue:
+            self._awaits_requeue = False
+            self._effects.append(Requeued(count))
+
+    # ---- what time does ----
+
+    def _tick(self, now: float) -> None:
+        if self._link.silent(now):
+            self._effects += [Down("the broker does not answer", False), Reconnect()]
+        if self._link.introduce(now):
+            self._effects.append(Send(self._hello))
+        self._look(now)
+        if not self._link.up:
+            return
+        if now >= self._ping_at:
+            self._ping_at = now + PING_S
+            self._effects.append(Send(Ping()))
+        if self._enquiry_at is not None and now >= self._enquiry_at:
+            self._enquiry_at = now + RESEND_S
+            self._effects.append(Send(Ask()))
+        if self._requeue:
+            self._requeue, self._awaits_requeue = False, True
+            self._effects.append(Send(Requeue(jobs=())))
+        self._send_what_waits(now)
+
+    def _look(self, now: float) -> None:
+        """Once in a while: what was not answered, and what is too late."""
+        if now < self._look_at:
+            return
+        self._look_at = now + 0.25
+        for job_id, parcel in list(self._parcels.items()):
+            if parcel.phase is _Phase.DELIVERED:
+                continue
+            if now >= parcel.deadline + DEADLINE_GRACE_S:
+                del self._parcels[job_id]
+                self._unsent.pop(job_id, None)
+                self._effects.append(GiveUp(job_id, parcel.spec.deadline_s))
+            elif parcel.phase is _Phase.SENT and now - parcel.sent_at >= RESEND_S:
+                self._unsent[job_id] = None
+
+    def _send_all_again(self) -> None:
+        for job_id, parcel in self._parcels.items():
+            if parcel.phase is not _Phase.DELIVERED:
+                self._unsent[job_id] = None
+
+    def _send_what_waits(self, now: float) -> None:
+        if self._unsent:
+            specs: list[JobSpec] = []
+            for job_id in self._unsent:
+                parcel = self._parcels[job_id]
+                parcel.phase, parcel.sent_at = _Phase.SENT, now
+                left_s = max(0.001, parcel.deadline - now)
+                specs.append(
+                    parcel.spec._replace(deadline_s=left_s) if left_s < parcel.spec.deadline_s else parcel.spec
+                )
+            self._unsent.clear()
+            self._effects += [Send(Submit(jobs=part)) for part in batches(specs, weigh=_weigh)]
+        if self._acks:
+            self._effects += [Send(Ack(jobs=part)) for part in batches(self._acks)]
+            self._acks = []
+        if self._withdrawn:
+            self._effects += [Send(Cancel(jobs=part)) for part in batches(self._withdrawn)]
+            self._withdrawn = []
+
+
+def _no_spec(job_id: bytes) -> JobSpec:
+    return JobSpec(job_id, "", (), 0, "", 0.0, b"")
+
+
+def _weigh(spec: JobSpec) -> int:
+    return text_bytes(spec.texts) + len(spec.reply_to)

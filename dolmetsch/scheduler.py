@@ -1,0 +1,519 @@
+"""The scheduler: the broker's whole judgement, and no I/O at all. Pure.
+
+One door: ``handle(event, now)`` takes an event and returns effects. ``now`` is monotonic seconds. The program around it
+keeps one rule: collect a tick's events, end the tick with ``Tick()``, commit every ``Persist`` in one transaction, and
+only then carry out each ``Send``. So whatever a peer is told is on disk already.
+
+The rules that everything else follows from:
+
+1. A job is in exactly one state (the table stands in ``jobs.py``), and each move is persisted.
+2. A lease is (job id, attempt). A heartbeat renews the leases it lists; a lease that nobody renews expires, and the job
+   is queued again in front. Delivery to nodes is therefore at least once.
+3. The first valid result wins, whoever sends it: what comes later for the same job is thanked for and dropped.
+4. A gateway is sent each result until it acks; then the job is settled, its text forgotten, its id remembered.
+   The same id submitted again finds the job in its present state. So a user gets one reply.
+5. Credit is capacity minus leases, computed when it is needed: there is no counter that a lost message could spoil.
+6. Everything has an end: a deadline for a job, a time to live for its result or its dead letter, a cap for the rest.
+
+Where to read on: ``_submit`` lets jobs in, ``_dispatch`` chooses a node, ``_done`` and ``_failed`` take outcomes,
+``_check`` is what time does, ``_deliver`` sends results. ``lanes.py`` decides whose job is next; ``books.py`` carries a
+decision out, and its ``validate`` says what is always true.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from dolmetsch import admission
+from dolmetsch.books import Books
+from dolmetsch.config import SchedulerConfig
+from dolmetsch.effects import Drain, Effect, Event, FromPeer, PeerGone, Recover, Tick
+from dolmetsch.errors import LocalError
+from dolmetsch.jobs import Job, Outcome, State
+from dolmetsch.messages import (
+    BULK,
+    INTERACTIVE,
+    MAX_ROUTES,
+    Accepted,
+    Ack,
+    Answer,
+    Ask,
+    Cancel,
+    Done,
+    Error,
+    Failed,
+    Failure,
+    Finished,
+    Goodbye,
+    Heartbeat,
+    HeldLease,
+    Hello,
+    JobSpec,
+    JobState,
+    Lease,
+    LeasedJob,
+    Message,
+    Ping,
+    Pong,
+    Received,
+    Refusal,
+    Register,
+    Rejected,
+    Requeue,
+    Reregister,
+    Result,
+    Revoke,
+    Route,
+    Status,
+    Submit,
+    Welcome,
+    batches,
+    text_bytes,
+)  # fmt: skip
+from dolmetsch.roster import MAX_PEERS, Gateway, Node
+
+CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is seen at most this much late
+GATEWAY_LOST_S: Final = 10.0  # a gateway pings every few seconds; only sending to it depends on this
+RESULT_WINDOW: Final = 2048  # results a gateway may have unacked: far below the socket's high-water mark
+EVICTED: Final = 64  # replaced incarnations remembered, so that two nodes of one name do not fight for ever
+GIVEN_BACK: Final = "given_back"  # a node's code for a job it did not try: no failure of the job
+
+
+class Scheduler:
+    """Jobs, leases, credit, lanes, tenants, retries and dead letters."""
+
+    def __init__(self, config: SchedulerConfig, *, incarnation: str, now: float) -> None:
+        self._config = config
+        self._incarnation = incarnation
+        self._started = now
+        self.books = Books(config)
+        self.draining = False
+        self.bad_frames = 0  # counted by the program that decodes
+        self._roster = self.books.roster
+        self._models: dict[str, str] = {}  # routes on offer now
+        self._known_routes: dict[str, None] = {}  # routes on offer at any time since the start
+        self._evicted: deque[tuple[str, str]] = deque(maxlen=EVICTED)
+        self._took_ms: deque[int] = deque(maxlen=512)
+        self._accepted = 0
+        self._rejected = 0
+        self._next_check = now
+        self._doors: dict[type[Any], Callable[[Gateway, Any, float], None]] = {
+            Submit: self._submit, Ack: self._ack, Cancel: self._cancel, Requeue: self._requeue,
+        }  # fmt: skip
+        self._node_doors: dict[type[Any], Callable[[Node, Any, float], None]] = {
+            Heartbeat: self._heartbeat, Done: self._done, Failed: self._failed, Goodbye: self._goodbye,
+        }  # fmt: skip
+
+    # ---- the door ----
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event; the effects are to be carried out in order, every Persist before any Send."""
+        match event:
+            case FromPeer(peer, message):
+                self._from_peer(peer, message, now)
+            case Tick():
+                self._check(now)
+                if not self.draining:
+                    self._dispatch(now)
+                self._deliver(now)
+            case PeerGone(peer):
+                self._peer_gone(peer, now)
+            case Recover():
+                self._recover(event, now)
+            case Drain():
+                self.draining = True
+            case _:
+                raise LocalError(f"unknown event {event!r}")
+        effects, self.books.effects = self.books.effects, []
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """When ``Tick`` has something to do even if nothing arrives; None: never."""
+        due = self.books.timers.next()
+        if self._roster.nodes or self._roster.gateways or self.books.orphans:
+            due = self._next_check if due is None else min(due, self._next_check)
+        return due
+
+    @property
+    def leased(self) -> int:
+        """Jobs that nodes hold now."""
+        return sum(len(node.leases) for node in self._roster.nodes.values()) + len(self.books.orphans)
+
+    def _from_peer(self, peer: bytes, message: Message, now: float) -> None:
+        kind = type(message)
+        node_door = self._node_doors.get(kind)
+        if node_door is not None:
+            node = self._roster.nodes.get(peer)
+            if node is None:
+                self.books.send(peer, Reregister())
+                return
+            node.last_seen = now
+            node_door(node, message, now)
+            return
+        gateway = self._roster.gateway_at(peer)
+        if gateway is not None:
+            gateway.last_seen = now
+        door = self._doors.get(kind)
+        if door is not None:
+            if gateway is None:
+                self.books.send(peer, Reregister())
+            else:
+                door(gateway, message, now)
+        elif isinstance(message, Hello):
+            self._hello(peer, message, now)
+        elif isinstance(message, Register):
+            self._register(peer, message, now)
+        elif isinstance(message, Ping):
+            self.books.send(peer, Pong())
+        elif isinstance(message, Ask):
+            self.books.send(peer, self.status(now))
+        else:
+            self.books.send(peer, Error(code="bad_message", detail="a broker does not take this kind of message"))
+
+    # ---- gateways ----
+
+    def _hello(self, peer: bytes, message: Hello, now: float) -> None:
+        if message.gateway not in self._roster.gateways and len(self._roster.gateways) >= MAX_PEERS:
+            self.books.send(peer, Error(code="full", detail=f"there are {MAX_PEERS} gateways already"))
+            return
+        self._roster.connect(self._roster.gateway_named(message.gateway, now), peer, now)
+        self.books.send(peer, self._welcome())
+
+    def _welcome(self) -> Welcome:
+        routes = tuple(Route(route, model) for route, model in sorted(self._models.items()))
+        return Welcome(broker=self._incarnation, heartbeat_s=self._config.heartbeat_s, routes=routes[:MAX_ROUTES])
+
+    def _submit(self, gateway: Gateway, message: Submit, now: float) -> None:
+        accepted: list[JobState] = []
+        refused: list[Refusal] = []
+        for spec in message.jobs:
+            job = self.books.jobs.get(spec.job_id)
+            if job is not None:
+                self.books.own(gateway, job)
+                accepted.append(JobState(job.id, job.state.value))
+            elif spec.job_id in self.books.settled:
+                accepted.append(JobState(spec.job_id, State.SETTLED.value))
+            elif (refusal := self._refusal(spec)) is not None:
+                refused.append(refusal)
+            else:
+                accepted.append(JobState(spec.job_id, self._admit(gateway, spec, now).state.value))
+        if accepted and gateway.peer is not None:
+            self.books.send(gateway.peer, Accepted(jobs=tuple(accepted)))
+        if refused and gateway.peer is not None:
+            self._rejected += len(refused)
+            self.books.send(gateway.peer, Rejected(jobs=tuple(refused)))
+
+    def _refusal(self, spec: JobSpec) -> Refusal | None:
+        fault = admission.faulty(spec)
+        if fault is not None:
+            return fault
+        if self.draining:
+            return admission.draining(spec)
+        # With no node seen yet the cluster is still starting, and the job may wait for its node.
+        if self._known_routes and spec.route not in self._known_routes:
+            return admission.unknown_route(spec, self._known_routes)
+        if len(self.books.jobs) < self._config.max_jobs * 0.5 and self.books.bytes < self._config.max_bytes * 0.5:
+            return None  # nowhere near full: spare the sums
+        rate = sum(node.chars_per_s for node in self._roster.nodes.values())
+        return admission.overloaded(
+            spec, self._config, len(self.books.jobs), self.books.bytes, self.books.lanes.chars, rate
+        )
+
+    def _admit(self, gateway: Gateway, spec: JobSpec, now: float) -> Job:
+        self._accepted += 1
+        job = self.books.admit(gateway, spec, now)
+        model = self._models.get(job.route)
+        texts = None if model is None else self.books.cache.get(job.route, model, job.texts)
+        if texts is None or model is None:
+            self.books.lanes.push(job)
+        else:
+            self.books.finish(job, Outcome(texts, "", "", model, True, 0), now)
+        return job
+
+    def _ack(self, gateway: Gateway, message: Ack, now: float) -> None:
+        for job_id in message.jobs:
+            job = self.books.jobs.get(job_id)
+            if job is None or job.gateway != gateway.name or job.outcome is None:
+                continue
+            gateway.sent.pop(job_id, None)
+            gateway.ready.pop(job_id, None)
+            if job.state is State.DONE:
+                self.books.settle(job, now, "acked")
+            else:
+                job.acked = True
+                self.books.trim_dead(now)
+
+    def _cancel(self, gateway: Gateway, message: Cancel, now: float) -> None:
+        settled: list[JobState] = []
+        for job_id in message.jobs:
+            job = self.books.jobs.get(job_id)
+            if job is not None and job.gateway == gateway.name:
+                self.books.settle(job, now, "cancelled")
+            settled.append(JobState(job_id, State.SETTLED.value))
+        if settled and gateway.peer is not None:
+            self.books.send(gateway.peer, Accepted(jobs=tuple(settled)))
+
+    def _requeue(self, gateway: Gateway, message: Requeue, now: float) -> None:
+        wanted = message.jobs or tuple(self.books.dead)
+        jobs = [job for job in map(self.books.dead.get, wanted) if job is not None]
+        for job in jobs:
+            self.books.revive(job, now)
+        for part in batches([JobState(job.id, job.state.value) for job in jobs]) if jobs else [()]:
+            if gateway.peer is not None:
+                self.books.send(gateway.peer, Accepted(jobs=part))
+
+    # ---- nodes ----
+
+    def _register(self, peer: bytes, message: Register, now: float) -> None:
+        if (message.node, message.incarnation) in self._evicted:
+            detail = f"another node has registered as {message.node}: give each node its own --name"
+            self.books.send(peer, Error(code="name_taken", detail=detail))
+            return
+        before = self._roster.node_named(message.node)
+        if before is None and len(self._roster.nodes) >= MAX_PEERS:
+            self.books.send(peer, Error(code="full", detail=f"there are {MAX_PEERS} nodes already"))
+            return
+        if before is not None:
+            same = before.incarnation == message.incarnation
+            if not same:
+                self._evicted.append((before.name, before.incarnation))
+            kept = {held.job_id for held in message.held} if same else set()
+            self._remove_node(before, now, "its node was restarted", keep=kept)
+        node = Node(
+            peer=peer, name=message.node, incarnation=message.incarnation, capacity=message.capacity, now=now,
+            routes=dict(message.routes),
+        )  # fmt: skip
+        self._roster.add_node(node)
+        self._offers_changed()
+        self.books.send(peer, self._welcome())
+        self._present(node, message.held, now)
+
+    def _heartbeat(self, node: Node, message: Heartbeat, now: float) -> None:
+        node.heartbeat = message
+        node.capacity = message.capacity
+        node.draining = message.draining
+        if message.chars_per_s > 0:
+            node.chars_per_s = message.chars_per_s
+        self.books.send(node.peer, Pong())
+        self._present(node, message.held, now)
+
+    def _present(self, node: Node, held: Iterable[HeldLease], now: float) -> None:
+        """Renew the leases in ``held``, take back those that were given up or orphaned, and revoke the rest."""
+        revoked: list[HeldLease] = []
+        until = now + self._config.lease_s
+        for lease in held:
+            job = self.books.jobs.get(lease.job_id)
+            if job is None or job.attempt != lease.attempt or job.outcome is not None:
+                revoked.append(lease)
+            elif lease.job_id in node.leases:
+                job.lease_until = until
+            elif job.state is State.QUEUED:
+                self.books.lease(job, node, now, "shown to be still at")
+                self.books.lanes.discard(job)
+            elif job.id in self.books.orphans:
+                self.books.adopt(job, node, now)
+            else:
+                revoked.append(lease)
+        for part in batches(revoked):
+            self.books.send(node.peer, Revoke(jobs=part))
+
+    def _done(self, node: Node, message: Done, now: float) -> None:
+        self._receive(node, message.jobs)
+        for item in message.jobs:
+            job = self.books.jobs.get(item.job_id)
+            if job is None or job.outcome is not None:
+                continue  # settled, or another attempt was first
+            if len(item.texts) != len(job.texts):
+                if job.id in node.leases and job.attempt == item.attempt:
+                    self.books.gave_up(job, now, "engine_error", "the node sent another number of texts", blame=True)
+                continue
+            took_ms = int((now - job.queued_at) * 1000)
+            self._took_ms.append(took_ms)
+            node.jobs_done += 1
+            self.books.cache.put(job.route, item.model, job.texts, item.texts)
+            self.books.finish(job, Outcome(item.texts, "", "", item.model, False, took_ms), now, by=node.name)
+
+    def _failed(self, node: Node, message: Failed, now: float) -> None:
+        self._receive(node, message.jobs)
+        for item in message.jobs:
+            job = self.books.jobs.get(item.job_id)
+            if job is None or job.attempt != item.attempt or item.job_id not in node.leases:
+                continue  # about a lease that is no more
+            if item.retry:
+                self.books.gave_up(job, now, item.code, item.detail, blame=item.code != GIVEN_BACK)
+            else:
+                self.books.kill(job, item.code, item.detail, now)
+
+    def _receive(self, node: Node, outcomes: Iterable[Finished | Failure]) -> None:
+        self.books.send(node.peer, Received(jobs=tuple([HeldLease(item[0], item[1]) for item in outcomes])))
+
+    def _goodbye(self, node: Node, message: Goodbye, now: float) -> None:
+        self._remove_node(node, now, "its node said goodbye", blame=False)
+
+    def _peer_gone(self, peer: bytes, now: float) -> None:
+        gateway = self._roster.gateway_at(peer)
+        if gateway is not None:
+            self._roster.disconnect(gateway)
+        node = self._roster.nodes.get(peer)
+        if node is not None:
+            self._remove_node(node, now, "its node's connection broke")
+
+    def _remove_node(self, node: Node, now: float, why: str, *, blame: bool = True, keep: Iterable[bytes] = ()) -> None:
+        self._roster.remove_node(node)
+        kept = set(keep)
+        for job in list(node.leases.values()):
+            if job.id in kept:  # the node presents it again in a moment
+                self.books.orphan(job, node, now)
+            else:
+                self.books.lose(job, now, why, blame=blame)
+        self._offers_changed()
+
+    def _offers_changed(self) -> None:
+        self._models = self._roster.routes()
+        for route in self._models:
+            if len(self._known_routes) < MAX_ROUTES:
+                self._known_routes[route] = None
+
+    # ---- what time does ----
+
+    def _check(self, now: float) -> None:
+        for job_id in self.books.timers.due(now):
+            self._expire(self.books.jobs[job_id], now)
+        if now < self._next_check:
+            return
+        self._next_check = now + CHECK_S
+        for node in list(self._roster.nodes.values()):
+            if now - node.last_seen >= self._config.lost_after_s:
+                self._remove_node(node, now, f"{node.name} was lost")
+        for node in self._roster.nodes.values():
+            for job in [job for job in node.leases.values() if job.lease_until <= now]:
+                self.books.lose(job, now, f"{node.name} did not renew its lease")
+        for job in [job for job in self.books.orphans.values() if job.lease_until <= now]:
+            self.books.queue_again(job, now, "no node showed it after the restart")
+        for gateway in self._roster.gateways.values():
+            if gateway.peer is not None and now - gateway.last_seen >= GATEWAY_LOST_S:
+                self._roster.disconnect(gateway)
+        self._roster.forget_idle()
+
+    def _expire(self, job: Job, now: float) -> None:
+        if job.state is State.DONE:
+            self.books.settle(job, now, "its gateway never came for the result")
+        elif job.state is State.DEAD:
+            self.books.settle(job, now, "kept long enough")
+        else:
+            held = f"at {job.node}" if job.state is State.LEASED else "in the queue"
+            if job.route not in self._models:
+                held += f": no node offers {job.route}"
+            self.books.kill(job, "deadline", f"not translated before its deadline, {held}", now)
+
+    # ---- dispatch ----
+
+    def _dispatch(self, now: float) -> None:
+        open_nodes = [node for node in self._roster.nodes.values() if node.credit > 0]
+        leases: dict[bytes, list[Job]] = {}
+        while open_nodes:
+            routes = {route for node in open_nodes for route in node.routes}
+            if not self._dispatch_until_full(open_nodes, routes, leases, now):
+                break
+            open_nodes = [node for node in open_nodes if node.credit > 0]
+        for peer, jobs in leases.items():
+            for part in batches([_leased_job(job) for job in jobs], weigh=_lease_bytes):
+                self.books.send(peer, Lease(jobs=part))
+
+    def _dispatch_until_full(
+        self, open_nodes: list[Node], routes: set[str], leases: dict[bytes, list[Job]], now: float
+    ) -> bool:
+        """Lease until one of ``open_nodes`` has no credit left (True), or nothing for them waits (False)."""
+        while (job := self.books.lanes.pop(routes, now)) is not None:
+            node = _earliest(open_nodes, job)
+            job.attempt += 1
+            self.books.lease(job, node, now, "leased to")
+            leases.setdefault(node.peer, []).append(job)
+            if node.credit <= 0:
+                return True
+        return False
+
+    # ---- results ----
+
+    def _deliver(self, now: float) -> None:
+        for gateway in self._roster.gateways.values():
+            if gateway.peer is None:
+                continue
+            while gateway.sent:
+                job_id, (_, sent_at) = next(iter(gateway.sent.items()))
+                if now - sent_at < self._config.resend_s:
+                    break
+                gateway.again(job_id)
+            if gateway.ready:
+                self._deliver_to(gateway, gateway.peer, now)
+
+    def _deliver_to(self, gateway: Gateway, peer: bytes, now: float) -> None:
+        answers: list[Answer] = []
+        while gateway.ready and len(gateway.sent) < RESULT_WINDOW:
+            job_id, job = gateway.ready.popitem(last=False)
+            gateway.sent[job_id] = (job, now)
+            answers.append(_answer(job))
+        for part in batches(answers, weigh=_answer_bytes):
+            self.books.send(peer, Result(jobs=part))
+
+    # ---- recovery and views ----
+
+    def _recover(self, event: Recover, now: float) -> None:
+        for job_id in event.settled:
+            self.books.settled.add(job_id)
+        for record in event.records:
+            self.books.recover(record, now)
+
+    def status(self, now: float) -> Status:
+        """The cluster at a glance."""
+        return Status(
+            routes=self._welcome().routes,
+            nodes=tuple(node.status(now) for node in self._roster.nodes.values()),
+            queued_interactive=self.books.lanes.count(INTERACTIVE),
+            queued_bulk=self.books.lanes.count(BULK),
+            leased=self.leased,
+            undelivered=sum(len(one.ready) + len(one.sent) for one in self._roster.gateways.values()),
+            dead_letters=len(self.books.dead),
+            cache_hits=self.books.cache.hits,
+            bad_frames=self.bad_frames,
+            median_ms=float(statistics.median(self._took_ms)) if self._took_ms else 0.0,
+            uptime_s=now - self._started,
+            draining=self.draining,
+            accepted=self._accepted,
+            rejected=self._rejected,
+            done=self.books.done,
+            failed=self.books.failed,
+        )
+
+
+def _earliest(nodes: list[Node], job: Job) -> Node:
+    """The node with the earliest estimated finish; for a job that came back, rather not the one it came from."""
+    able = [node for node in nodes if job.route in node.routes]
+    if job.attempt and len(able) > 1:
+        able = [node for node in able if node.name != job.node] or able
+    return able[0] if len(able) == 1 else min(able, key=lambda node: node.finish_s(job.chars))
+
+
+def _leased_job(job: Job) -> LeasedJob:
+    return LeasedJob(job.id, job.attempt, job.route, job.texts, job.lane, job.failures > 0)
+
+
+def _lease_bytes(job: LeasedJob) -> int:
+    return text_bytes(job.texts)
+
+
+def _answer_bytes(answer: Answer) -> int:
+    return text_bytes(answer.texts) + len(answer.reply_to)
+
+
+def _answer(job: Job) -> Answer:
+    outcome = job.outcome
+    if outcome is None:
+        raise LocalError(f"job {job.id.hex()} has not ended\n{job.tell()}")
+    return Answer(
+        job.id, outcome.texts, outcome.code, outcome.detail, outcome.model, job.attempt, outcome.cached,
+        outcome.took_ms, job.reply_to,
+    )  # fmt: skip

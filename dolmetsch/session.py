@@ -1,0 +1,380 @@
+"""A node's side of the conversation with the broker. Pure.
+
+One door, as in the scheduler: ``handle(event, now)`` gives effects. The rules:
+
+1. Register when there is something to offer; again whenever the broker does not know us or was silent too long.
+2. What is leased is *held* until its outcome is received, and every heartbeat and registration lists all of it.
+3. An outcome is sent at once, and again every ``RESEND_S`` until the broker says that it has it.
+4. A node that drains takes nothing more, finishes what it holds, says goodbye and leaves; past its time it leaves
+   anyway, and the broker gives the rest to others.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dolmetsch.errors import LocalError
+from dolmetsch.link import Link
+from dolmetsch.messages import (
+    MAX_CAPACITY,
+    ChildStatus,
+    Done,
+    Error,
+    Failed,
+    Failure,
+    Finished,
+    Goodbye,
+    Heartbeat,
+    HeldLease,
+    Lease,
+    LeasedJob,
+    Message,
+    Pong,
+    Received,
+    Register,
+    Reregister,
+    Revoke,
+    Route,
+    Welcome,
+    batches,
+    text_bytes,
+)
+
+RESEND_S: Final = 2.0
+PREFETCH_S: Final = 0.75  # work in hand: children never wait for the network, idle nodes are not starved for long
+START_CREDIT: Final = 32  # jobs for each worker while nothing has been measured
+MIN_CREDIT: Final = 8  # jobs for each worker: so that a batch has something to merge
+HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here
+FATAL: Final = frozenset({"name_taken", "wrong_version"})  # errors that trying again cannot mend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What the node has measured of itself, for the heartbeat."""
+
+    workers: int
+    queued: int
+    in_flight: int
+    jobs_per_s: float
+    chars_per_s: float
+    cpu_percent: float
+    core_percent: tuple[float, ...]
+    ram_percent: float
+    ram_used_bytes: int
+    temperature_c: float | None
+    throttled: bool
+    children: tuple[ChildStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FromBroker:
+    """A valid message came."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The pool can translate these routes now, with so many workers."""
+
+    routes: tuple[Route, ...]
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Jobs have ended in the pool. Their attempts are the session's business: (id, texts, model) or (id, code, ...)."""
+
+    finished: Sequence[tuple[bytes, tuple[str, ...], str]]
+    failed: Sequence[tuple[bytes, str, str, bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A second has passed; this is how the node feels."""
+
+    health: Health
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The end of one turn of the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Finish what is held, then leave; at ``by`` at the latest."""
+
+    by: float
+
+
+Event = FromBroker | Offer | Ended | Beat | Tick | Drain
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this to the broker; if it cannot be sent now, it will be asked for again."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Give these jobs to the pool."""
+
+    jobs: tuple[LeasedJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Take these jobs from the pool: nobody wants them."""
+
+    job_ids: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """The broker is silent: make a new connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The broker has welcomed us."""
+
+    broker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The session is over; ``why`` is a line for people when that was not asked for."""
+
+    why: str | None
+
+
+Effect = Send | Start | Stop | Reconnect | Joined | Leave
+
+
+def capacity(workers: int, jobs_per_s: float, *, hot: bool) -> int:
+    """Credit to ask for, in jobs: ``PREFETCH_S`` seconds of measured work, half of it when the board is too hot."""
+    wanted = jobs_per_s * PREFETCH_S if jobs_per_s else START_CREDIT * workers
+    wanted = max(wanted, MIN_CREDIT * workers)
+    return min(MAX_CAPACITY, max(workers, int(wanted / 2 if hot else wanted)))
+
+
+class Session:
+    """What this node holds, what it owes, and whether the broker knows it."""
+
+    def __init__(self, *, name: str, incarnation: str, engine: str, rng: random.Random, now: float) -> None:
+        self._name = name
+        self._incarnation = incarnation
+        self._engine = engine
+        self._link = Link(rng, now)
+        self._offer: Offer | None = None
+        self._capacity = 0
+        self._held: dict[bytes, int] = {}  # job id -> attempt, until its outcome is received
+        self._outcomes: dict[bytes, Finished | Failure] = {}
+        self._sent_at: dict[bytes, float] = {}  # outcomes that were sent
+        self._unsent: list[bytes] = []
+        self._drain_by: float | None = None
+        self._left = False
+        self._resend_at = now + RESEND_S
+        self._effects: list[Effect] = []
+
+    @property
+    def held(self) -> int:
+        """Jobs held, finished ones that the broker has not received included."""
+        return len(self._held)
+
+    @property
+    def up(self) -> bool:
+        """Whether the broker knows this node."""
+        return self._link.up
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event; the effects are to be carried out in order."""
+        match event:
+            case FromBroker(message):
+                self._link.heard(now)
+                self._from_broker(message, now)
+            case Offer():
+                self._offered(event, now)
+            case Ended():
+                self._ended(event)
+            case Beat(health):
+                self._beat(health)
+            case Tick():
+                self._tick(now)
+            case Drain(by):
+                self._drain_by = by
+                self._capacity = 0
+            case _:
+                raise LocalError(f"unknown event {event!r}")
+        effects, self._effects = self._effects, []
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """When ``Tick`` has something to do by itself."""
+        if self._left or self._offer is None:
+            return self._drain_by
+        due = self._link.next_deadline()
+        if self._outcomes:
+            due = min(due, self._resend_at)
+        return due if self._drain_by is None else min(due, self._drain_by)
+
+    def _from_broker(self, message: Message, now: float) -> None:
+        match message:
+            case Lease(jobs=jobs):
+                self._leased(jobs)
+            case Received(jobs=jobs):
+                for lease in jobs:
+                    if self._held.get(lease.job_id) == lease.attempt and lease.job_id in self._outcomes:
+                        self._forget(lease.job_id)
+            case Revoke(jobs=jobs):
+                gone = [lease.job_id for lease in jobs if self._held.get(lease.job_id) == lease.attempt]
+                for job_id in gone:
+                    self._forget(job_id)
+                if gone:
+                    self._effects.append(Stop(tuple(gone)))
+            case Welcome(broker=broker):
+                if not self._link.up:
+                    self._effects.append(Joined(broker))
+                self._link.welcomed()
+            case Reregister():
+                self._link.unknown(now)
+            case Error(code=code, detail=detail) if code in FATAL:
+                self._leave(detail)
+            case Error() | Pong():
+                pass
+            case _:
+                pass  # a kind that no node is sent: of no use, and no harm
+
+    def _leased(self, jobs: tuple[LeasedJob, ...]) -> None:
+        fresh: list[LeasedJob] = []
+        for job in jobs:
+            attempt = self._held.get(job.job_id)
+            if attempt is not None and attempt >= job.attempt:
+                continue  # an older message
+            if attempt is None:
+                fresh.append(job)
+            # Held under an older attempt: the work goes on and counts for the new one.
+            self._held[job.job_id] = job.attempt
+            outcome = self._outcomes.get(job.job_id)
+            if outcome is not None:
+                self._outcomes[job.job_id] = outcome._replace(attempt=job.attempt)
+                self._sent_at.pop(job.job_id, None)
+                self._unsent.append(job.job_id)
+        if fresh:
+            self._effects.append(Start(tuple(fresh)))
+
+    def _forget(self, job_id: bytes) -> None:
+        del self._held[job_id]
+        self._outcomes.pop(job_id, None)
+        self._sent_at.pop(job_id, None)
+
+    def _offered(self, offer: Offer, now: float) -> None:
+        if self._offer is not None and offer.routes != self._offer.routes:
+            self._link.unknown(now)  # tell the broker what is new
+        if self._offer is None:
+            self._capacity = capacity(offer.workers, 0.0, hot=False)
+        self._offer = offer
+
+    def _ended(self, event: Ended) -> None:
+        for job_id, texts, model in event.finished:
+            attempt = self._held.get(job_id)
+            if attempt is not None:
+                self._outcomes[job_id] = Finished(job_id, attempt, texts, model)
+                self._unsent.append(job_id)
+        for job_id, code, detail, retry in event.failed:
+            attempt = self._held.get(job_id)
+            if attempt is not None:
+                self._outcomes[job_id] = Failure(job_id, attempt, code, detail, retry)
+                self._unsent.append(job_id)
+
+    def _beat(self, health: Health) -> None:
+        hot = health.throttled or (health.temperature_c or 0.0) >= HOT_C
+        draining = self._drain_by is not None
+        self._capacity = 0 if draining else capacity(health.workers, health.jobs_per_s, hot=hot)
+        if not self._link.up:
+            return
+        beat = Heartbeat(
+            held=self._leases(),
+            capacity=self._capacity,
+            draining=draining,
+            workers=health.workers,
+            queued=health.queued,
+            in_flight=health.in_flight,
+            chars_per_s=health.chars_per_s,
+            cpu_percent=health.cpu_percent,
+            core_percent=health.core_percent,
+            ram_percent=health.ram_percent,
+            ram_used_bytes=health.ram_used_bytes,
+            temperature_c=-300.0 if health.temperature_c is None else health.temperature_c,
+            throttled=health.throttled,
+            children=health.children,
+        )
+        self._effects.append(Send(beat))
+
+    def _leases(self) -> tuple[HeldLease, ...]:
+        return tuple([HeldLease(job_id, attempt) for job_id, attempt in self._held.items()])
+
+    def _tick(self, now: float) -> None:
+        if self._left or self._offer is None:
+            if self._drain_by is not None:
+                self._leave(None)
+            return
+        if self._link.silent(now):
+            self._effects.append(Reconnect())
+        if self._link.introduce(now):
+            self._register(self._offer)
+        if self._link.up:
+            self._send_outcomes(now)
+        if self._drain_by is not None and (now >= self._drain_by or not self._held):
+            self._leave(None)
+
+    def _register(self, offer: Offer) -> None:
+        self._sent_at.clear()  # the broker may have missed them
+        self._unsent = list(self._outcomes)
+        register = Register(
+            node=self._name,
+            incarnation=self._incarnation,
+            routes=offer.routes,
+            capacity=self._capacity,
+            engine=self._engine,
+            held=self._leases(),
+        )
+        self._effects.append(Send(register))
+
+    def _send_outcomes(self, now: float) -> None:
+        if now >= self._resend_at:
+            self._resend_at = now + RESEND_S
+            self._unsent += [job_id for job_id, at in self._sent_at.items() if now - at >= RESEND_S]
+        if not self._unsent:
+            return
+        unsent, self._unsent = dict.fromkeys(self._unsent), []
+        finished: list[Finished] = []
+        failed: list[Failure] = []
+        for job_id in unsent:
+            outcome = self._outcomes.get(job_id)
+            if outcome is None:
+                continue
+            self._sent_at[job_id] = now
+            if isinstance(outcome, Finished):
+                finished.append(outcome)
+            else:
+                failed.append(outcome)
+        self._effects += [Send(Done(jobs=part)) for part in batches(finished, weigh=_weigh)]
+        self._effects += [Send(Failed(jobs=part)) for part in batches(failed)]
+
+    def _leave(self, why: str | None) -> None:
+        if not self._left:
+            self._left = True
+            if self._link.up:
+                self._effects.append(Send(Goodbye()))
+            self._effects.append(Leave(why))
+
+
+def _weigh(outcome: Finished) -> int:
+    return text_bytes(outcome.texts)

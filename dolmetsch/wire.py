@@ -1,0 +1,324 @@
+"""The wire: messages to frames and back.
+
+A message is three frames behind the ROUTER identity: ``PROTOCOL``, the kind, and a msgpack map. ``decode`` trusts
+nothing: size first, then msgpack with every limit set, then each field's exact type and range. Whatever is wrong raises
+``RemoteError`` and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from typing import Any, Final
+
+import msgpack
+
+from dolmetsch.errors import LocalError, RemoteError
+from dolmetsch.messages import (
+    BULK,
+    INTERACTIVE,
+    JOB_ID_BYTES,
+    MAX_CAPACITY,
+    MAX_CORES,
+    MAX_DEADLINE_S,
+    MAX_DETAIL_CHARS,
+    MAX_HELD,
+    MAX_JOBS,
+    MAX_MESSAGE_BYTES,
+    MAX_NAME_CHARS,
+    MAX_NODES,
+    MAX_REPLY_TO_BYTES,
+    MAX_ROUTES,
+    MAX_TEXTS,
+    Accepted,
+    Ack,
+    Answer,
+    Ask,
+    Cancel,
+    ChildStatus,
+    Done,
+    Error,
+    Failed,
+    Failure,
+    Finished,
+    Goodbye,
+    Heartbeat,
+    HeldLease,
+    Hello,
+    JobSpec,
+    JobState,
+    Lease,
+    LeasedJob,
+    Message,
+    NodeStatus,
+    Ping,
+    Pong,
+    Received,
+    Refusal,
+    Register,
+    Rejected,
+    Requeue,
+    Reregister,
+    Result,
+    Revoke,
+    Route,
+    Status,
+    Submit,
+    Welcome,
+)
+
+PROTOCOL: Final = b"dolm1"
+
+# ---- checks: each takes a decoded value and returns it, typed, or raises RemoteError ----
+
+Check = Callable[[Any, str], Any]
+
+
+def _bad(what: str, why: str) -> RemoteError:
+    return RemoteError("bad_message", f"{what}: {why}")
+
+
+def _integer(low: int, high: int) -> Check:
+    def check(value: Any, what: str) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise _bad(what, f"must be an integer from {low} to {high}")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float) -> Check:
+    def check(value: Any, what: str) -> float:
+        if type(value) not in (float, int) or not math.isfinite(value) or not low <= value <= high:
+            raise _bad(what, f"must be a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _string(most: int) -> Check:
+    def check(value: Any, what: str) -> str:
+        if type(value) is not str or len(value) > most:
+            raise _bad(what, f"must be a string of at most {most} characters")
+        return value
+
+    return check
+
+
+def _name(value: Any, what: str) -> str:
+    if type(value) is not str or not 0 < len(value) <= MAX_NAME_CHARS or not value.isprintable():
+        raise _bad(what, f"must be 1 to {MAX_NAME_CHARS} printable characters")
+    return value
+
+
+def _boolean(value: Any, what: str) -> bool:
+    if type(value) is not bool:
+        raise _bad(what, "must be true or false")
+    return value
+
+
+def _blob(most: int) -> Check:
+    def check(value: Any, what: str) -> bytes:
+        if type(value) is not bytes or len(value) > most:
+            raise _bad(what, f"must be at most {most} bytes")
+        return value
+
+    return check
+
+
+def _job_id(value: Any, what: str) -> bytes:
+    if type(value) is not bytes or len(value) != JOB_ID_BYTES:
+        raise _bad(what, f"a job id is {JOB_ID_BYTES} bytes")
+    return value
+
+
+def _texts(value: Any, what: str) -> tuple[str, ...]:
+    if type(value) is not tuple or len(value) > MAX_TEXTS:
+        raise _bad(what, f"must be a list of at most {MAX_TEXTS} texts")
+    for text in value:
+        if type(text) is not str:
+            raise _bad(what, "every text must be a string")
+    return value
+
+
+def _texts_or_nil(value: Any, what: str) -> tuple[str, ...] | None:
+    return None if value is None else _texts(value, what)
+
+
+def _many(item: Check, most: int) -> Check:
+    def check(value: Any, what: str) -> tuple[Any, ...]:
+        if type(value) is not tuple or len(value) > most:
+            raise _bad(what, f"must be a list of at most {most} entries")
+        return tuple([item(entry, what) for entry in value])
+
+    return check
+
+
+def _record(kind: Callable[[Iterable[Any]], Any], *checks: Check) -> Check:
+    """An array of fixed length, one check a place."""
+    length = len(checks)
+
+    def check(value: Any, what: str) -> Any:
+        if type(value) is not tuple or len(value) != length:
+            raise _bad(what, f"every entry must be a list of {length} values")
+        return kind([one(part, what) for one, part in zip(checks, value, strict=True)])
+
+    return check
+
+
+_count = _integer(0, 2**53)
+_attempt = _integer(0, 1_000_000)
+_percent = _number(0, 100_000)  # psutil may report a little over 100; only absurd values are refused
+_detail = _string(MAX_DETAIL_CHARS)
+_code = _string(64)
+_lane = _integer(INTERACTIVE, BULK)
+_tenant = _string(MAX_NAME_CHARS)
+_model = _string(MAX_NAME_CHARS * 2)
+_reply_to = _blob(MAX_REPLY_TO_BYTES)
+_seconds = _number(0, 1e9)
+
+_spec = _record(JobSpec._make, _job_id, _name, _texts, _lane, _tenant, _number(0, MAX_DEADLINE_S), _reply_to)
+_state = _record(JobState._make, _job_id, _code)
+_refusal = _record(Refusal._make, _job_id, _code, _detail, _seconds)
+_answer = _record(Answer._make, _job_id, _texts_or_nil, _code, _detail, _model, _attempt, _boolean, _count, _reply_to)
+_leased = _record(LeasedJob._make, _job_id, _attempt, _name, _texts, _lane, _boolean)
+_held = _record(HeldLease._make, _job_id, _attempt)
+_finished = _record(Finished._make, _job_id, _attempt, _texts, _model)
+_failure = _record(Failure._make, _job_id, _attempt, _code, _detail, _boolean)
+_child = _record(ChildStatus._make, _count, _integer(-1, 1 << 16), _code, _count, _count, _count, _count)
+_route = _record(Route._make, _name, _model)
+_node = _record(
+    NodeStatus._make, _name, _code, _many(_name, MAX_ROUTES), _count, _count, _count, _percent, _percent,
+    _number(-300, 1000), _boolean, _seconds, _count, _seconds,
+)  # fmt: skip
+
+_ids = _many(_job_id, MAX_JOBS)
+_leases = _many(_held, MAX_JOBS)
+_routes = _many(_route, MAX_ROUTES)
+_capacity = _integer(0, MAX_CAPACITY)
+
+_SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
+    b"HELLO": (Hello, {"gateway": _name, "incarnation": _name}),
+    b"SUBMIT": (Submit, {"jobs": _many(_spec, MAX_JOBS)}),
+    b"ACK": (Ack, {"jobs": _ids}),
+    b"CANCEL": (Cancel, {"jobs": _ids}),
+    b"REQUEUE": (Requeue, {"jobs": _ids}),
+    b"PING": (Ping, {}),
+    b"ASK": (Ask, {}),
+    b"ACCEPTED": (Accepted, {"jobs": _many(_state, MAX_JOBS)}),
+    b"REJECTED": (Rejected, {"jobs": _many(_refusal, MAX_JOBS)}),
+    b"RESULT": (Result, {"jobs": _many(_answer, MAX_JOBS)}),
+    b"STATUS": (
+        Status,
+        {
+            "routes": _routes, "nodes": _many(_node, MAX_NODES), "queued_interactive": _count,
+            "queued_bulk": _count, "leased": _count, "undelivered": _count, "dead_letters": _count,
+            "accepted": _count, "rejected": _count, "done": _count, "failed": _count, "cache_hits": _count,
+            "bad_frames": _count, "median_ms": _seconds, "uptime_s": _seconds, "draining": _boolean,
+        },
+    ),
+    b"REGISTER": (
+        Register,
+        {
+            "node": _name, "incarnation": _name, "routes": _routes, "capacity": _capacity, "engine": _code,
+            "held": _many(_held, MAX_HELD),
+        },
+    ),
+    b"HEARTBEAT": (
+        Heartbeat,
+        {
+            "held": _many(_held, MAX_HELD), "capacity": _capacity, "draining": _boolean, "workers": _count,
+            "queued": _count, "in_flight": _count, "chars_per_s": _seconds, "cpu_percent": _percent,
+            "core_percent": _many(_percent, MAX_CORES), "ram_percent": _percent, "ram_used_bytes": _count,
+            "temperature_c": _number(-300, 1000), "throttled": _boolean,
+            "children": _many(_child, MAX_CORES),
+        },
+    ),
+    b"DONE": (Done, {"jobs": _many(_finished, MAX_JOBS)}),
+    b"FAILED": (Failed, {"jobs": _many(_failure, MAX_JOBS)}),
+    b"GOODBYE": (Goodbye, {}),
+    b"WELCOME": (Welcome, {"broker": _name, "heartbeat_s": _number(0.01, 60), "routes": _routes}),
+    b"LEASE": (Lease, {"jobs": _many(_leased, MAX_JOBS)}),
+    b"RECEIVED": (Received, {"jobs": _leases}),
+    b"REVOKE": (Revoke, {"jobs": _leases}),
+    b"REREGISTER": (Reregister, {}),
+    b"PONG": (Pong, {}),
+    b"ERROR": (Error, {"code": _code, "detail": _detail}),
+}  # fmt: skip
+_KINDS: Final = {schema[0]: kind for kind, schema in _SCHEMA.items()}
+_FIELDS: Final = {schema[0]: tuple(field.name for field in fields(schema[0])) for schema in _SCHEMA.values()}
+for _schema in _SCHEMA.values():  # a field without a check would let anything through
+    if tuple(_schema[1]) != _FIELDS[_schema[0]]:
+        raise LocalError(f"the schema of {_schema[0].__name__} does not match its fields")
+
+
+def encode(message: Message) -> list[bytes]:
+    """The frames of ``message``, without the routing identity.
+
+    Raises ``LocalError`` when the message cannot be put on the wire, which only a bug here can cause.
+    """
+    kind = type(message)
+    try:
+        body = msgpack.packb({name: getattr(message, name) for name in _FIELDS[kind]})
+    except (ValueError, TypeError, OverflowError, KeyError) as error:
+        raise LocalError(f"cannot encode {kind.__name__}: {error}") from error
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise LocalError(f"{kind.__name__} has {len(body)} bytes, more than {MAX_MESSAGE_BYTES}")
+    return [PROTOCOL, _KINDS[kind], body]
+
+
+def decode(frames: Sequence[bytes]) -> Message:
+    """The message in ``frames`` (without the routing identity).
+
+    Raises ``RemoteError``: ``wrong_version`` for another protocol, else ``bad_message``.
+    """
+    if len(frames) != 3:
+        raise RemoteError("bad_message", f"{len(frames)} frames where there should be 3")
+    protocol, kind, body = frames
+    if protocol != PROTOCOL:
+        raise RemoteError("wrong_version", f"this side speaks protocol {PROTOCOL.decode()}: update the other one")
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise RemoteError("bad_message", f"{len(body)} bytes, more than {MAX_MESSAGE_BYTES}")
+    schema = _SCHEMA.get(kind)
+    if schema is None:
+        raise RemoteError("bad_message", "unknown kind of message")
+    return _build(*schema, _unpack(body))
+
+
+def _unpack(body: bytes) -> dict[str, Any]:
+    try:
+        value = msgpack.unpackb(
+            body, raw=False, use_list=False, strict_map_key=True, object_pairs_hook=_pairs, ext_hook=_no_ext,
+            max_ext_len=0, max_map_len=64, max_array_len=MAX_HELD,
+        )  # fmt: skip
+    except RemoteError:
+        raise
+    except Exception as error:  # msgpack documents no closed set: UnicodeDecodeError, StackError, ExtraData, ...
+        raise RemoteError("bad_message", f"not msgpack: {type(error).__name__}") from error
+    if type(value) is not dict:
+        raise RemoteError("bad_message", "the body must be a map")
+    return value
+
+
+def _pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    listed = list(pairs)
+    mapping = dict(listed)
+    if len(mapping) != len(listed):
+        raise RemoteError("bad_message", "a key stands twice")
+    return mapping
+
+
+def _no_ext(code: int, data: bytes) -> Any:
+    raise RemoteError("bad_message", "extension types are not allowed")
+
+
+def _build(kind: type[Any], checks: dict[str, Check], body: dict[str, Any]) -> Message:
+    if len(body) != len(checks):
+        raise _bad(kind.__name__, f"needs exactly the fields {', '.join(checks) or '(none)'}")
+    try:
+        values = {name: check(body[name], name) for name, check in checks.items()}
+    except KeyError as error:
+        raise _bad(kind.__name__, f"the field {error.args[0]} is missing") from error
+    message: Message = kind(**values)
+    return message

@@ -1,0 +1,292 @@
+#!/usr/bin/env python3
+"""The terminal gateway: one text, standard input, or whole files, translated by the cluster."""
+
+from __future__ import annotations
+
+from dolmetsch.bootstrap import in_venv
+
+in_venv()
+
+import argparse
+import asyncio
+import contextlib
+import getpass
+import json
+import os
+import re
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+from dolmetsch import __version__, config
+from dolmetsch.admission import ROUTE
+from dolmetsch.client import INTERACTIVE, Answer, Client
+from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, NoBroker
+from dolmetsch.lines import Line, LineRun, Order, Progress, check_input, file_lines, pipe_lines
+from dolmetsch.messages import MAX_TEXT_CHARS, Status
+from dolmetsch.transport import address
+
+CONNECT_S: Final = 5.0  # a broker on the LAN answers in milliseconds
+TEXT_DEADLINE_S: Final = 60.0
+FILE_DEADLINE_S: Final = 3600.0
+LOOK_S: Final = 0.2
+INTERRUPTED: Final = 130  # what a shell expects after Ctrl-C
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gateway_cli.py",
+        description="Translates a text, standard input or a file, by a dolmetsch cluster.",
+        epilog="exit status: 0 all translated, 1 something was not, 2 wrong use, 130 interrupted",
+    )
+    parser.add_argument("text", nargs="*", help="the text; without it, standard input is translated line by line")
+    parser.add_argument("--route", default="de→en", help="languages, for instance de→en or de-en (the default)")
+    parser.add_argument("--file", type=Path, metavar="IN", help="translate this file line by line")
+    parser.add_argument("--out", type=Path, metavar="OUT", help="write the lines here; run again to go on after Ctrl-C")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT instead of going on with it")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a text or line")
+    parser.add_argument("--deadline", type=float, metavar="S", help="seconds a text may take (60; lines of files 3600)")
+    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="a TOML file, as for node.py")
+    parser.add_argument("--status", action="store_true", help="show the cluster instead")
+    parser.add_argument("--wait", type=float, metavar="S", help="wait up to S seconds until the cluster can translate")
+    parser.add_argument("--requeue-dead", action="store_true", help="send all dead letters round again")
+    parser.add_argument("--version", action="version", version=f"dolmetsch {__version__}")
+    arguments = parser.parse_args(argv)
+    if arguments.out and not arguments.file:
+        parser.error("--out needs --file")
+    if arguments.file and arguments.text:
+        parser.error("give a text or --file, not both")
+    if arguments.deadline is not None and not 0 < arguments.deadline <= 86_400:
+        parser.error("--deadline is from 0 to 86400 seconds")
+    return arguments
+
+
+def _route(text: str) -> str:
+    route = re.sub(r"\s*(?:->|→|-|:)\s*", "→", text.strip(), count=1)
+    if ROUTE.fullmatch(route) is None:
+        raise InputError(f"cannot understand the route {text!r}: it looks like de→en or de-en")
+    return route
+
+
+def _user() -> str:
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a uid without a name
+        return f"cli:{os.getuid()}"
+
+
+async def _one_text(client: Client, arguments: argparse.Namespace) -> int:
+    text = " ".join(arguments.text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("the text is not UTF-8: set a UTF-8 locale, or give the text by --file") from None
+    if not text.strip():
+        raise InputError("there is no text to translate")
+    if len(text) > MAX_TEXT_CHARS:
+        raise InputError(f"the text has {len(text)} characters, more than {MAX_TEXT_CHARS}: put it in a file, by lines")
+    deadline_s = arguments.deadline or TEXT_DEADLINE_S
+    route = _route(arguments.route)
+    answer = await client.translate(text, route, lane=INTERACTIVE, tenant=_user(), deadline_s=deadline_s)
+    print(_json_line(route, text, answer) if arguments.json else (answer.texts or ("",))[0])
+    return 0
+
+
+def _json_line(route: str, text: str, answer: Answer | None, error: DolmetschError | None = None) -> str:
+    record: dict[str, Any] = {"route": route, "text": text}
+    if answer is not None and answer.texts is not None:
+        record |= {"translation": answer.texts[0], "model": answer.model, "cached": answer.cached}
+        record |= {"attempts": answer.attempts, "took_ms": answer.took_ms}
+    elif error is not None:
+        record |= {"error": getattr(error, "code", "error"), "detail": str(error)}
+    else:
+        record |= {"translation": text}
+    return json.dumps(record, ensure_ascii=False)
+
+
+class _Output:
+    """Writes lines in order, shows a bar, and remembers what failed."""
+
+    def __init__(self, out: IO[str], route: str, as_json: bool, progress: Progress | None, total: int | None) -> None:
+        from tqdm import tqdm  # a tenth of a second that a single text need not wait for
+
+        self._out, self._route, self._json, self._progress = out, route, as_json, progress
+        self.failed = list(progress.failed) if progress else []
+        start = progress.written if progress else 0
+        hidden = not sys.stderr.isatty() or out is sys.stdout
+        self._bar = tqdm(total=total, initial=start, unit="line", file=sys.stderr, disable=hidden, mininterval=0.5)
+
+    def write(self, lines: list[Line]) -> None:
+        """Append ``lines``; on return they are with the operating system, which a crash of ours does not touch."""
+        new = [line for line in lines if line.error is not None]
+        for line in new:
+            self._bar.write(f"line {line.number}: {line.error}", file=sys.stderr)
+        if new:
+            self.failed += [line.number for line in new]
+            if self._progress is not None:
+                self._progress.failed = self.failed
+                self._progress.save()
+        self._out.writelines(self._format(line) + "\n" for line in lines)
+        self._out.flush()
+        self._bar.update(len(lines))
+
+    def _format(self, line: Line) -> str:
+        if self._json:
+            return _json_line(self._route, line.text, line.answer, line.error)
+        if line.answer is not None and line.answer.texts is not None:
+            return line.answer.texts[0]
+        return "" if line.error is not None else line.text
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+async def _many_lines(client: Client, order: Order, output: _Output, lines: AsyncIterator[tuple[int, str]]) -> int:
+    try:
+        await LineRun(client, order, output.write).run(lines)
+    finally:
+        output.close()
+    if output.failed:
+        shown = ", ".join(map(str, output.failed[:10])) + (", ..." if len(output.failed) > 10 else "")
+        print(f"{len(output.failed)} lines were not translated: {shown}", file=sys.stderr)
+    return 1 if output.failed else 0
+
+
+async def _standard_input(client: Client, arguments: argparse.Namespace) -> int:
+    order = _order(arguments, uuid.uuid4().hex)
+    output = _Output(sys.stdout, order.route, arguments.json, None, None)
+    return await _many_lines(client, order, output, pipe_lines(sys.stdin.buffer))
+
+
+def _order(arguments: argparse.Namespace, run_id: str) -> Order:
+    deadline_s = arguments.deadline or FILE_DEADLINE_S
+    return Order(route=_route(arguments.route), tenant=_user(), deadline_s=deadline_s, run_id=run_id)
+
+
+async def _file(where: str, arguments: argparse.Namespace) -> int:
+    route = _route(arguments.route)
+    source, total = check_input(arguments.file, route + ("/json" if arguments.json else ""))
+    if arguments.out is None:
+        async with _connect(where, f"cli-{uuid.uuid4().hex[:12]}") as client:
+            order = _order(arguments, uuid.uuid4().hex)
+            output = _Output(sys.stdout, order.route, arguments.json, None, total)
+            return await _many_lines(client, order, output, file_lines(arguments.file, 0))
+    if arguments.out.exists() and arguments.out.samefile(arguments.file):
+        raise InputError("--out is the input itself: give another file")
+    # The run's name is the gateway's: what the cluster finished for a run that was killed waits for the next one.
+    async with contextlib.AsyncExitStack() as stack:
+        progress, out = Progress.open(arguments.out, source, overwrite=arguments.overwrite)
+        stack.enter_context(out)
+        client = await stack.enter_async_context(_connect(where, f"cli-{progress.run_id[:12]}"))
+        if progress.written:
+            print(f"going on behind line {progress.written} of {total}", file=sys.stderr)
+        output = _Output(out, route, arguments.json, progress, total)
+        lines = file_lines(arguments.file, progress.written)
+        status = await _many_lines(client, _order(arguments, progress.run_id), output, lines)
+        progress.close()
+        print(f"{total} lines, {arguments.out}", file=sys.stderr)
+        return status
+
+
+@contextlib.asynccontextmanager
+async def _connect(where: str, gateway: str) -> AsyncIterator[Client]:
+    async with Client(where, gateway=gateway) as client:
+        await client.wait_up(CONNECT_S)
+        yield client
+
+
+async def _wait_ready(where: str, within_s: float) -> int:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within_s
+    async with Client(where, gateway=f"cli-{uuid.uuid4().hex[:12]}") as client:
+        while (left_s := until - loop.time()) > 0:
+            with contextlib.suppress(NoBroker):
+                status = await client.status(left_s)
+                if status.routes:
+                    print(_ready_line(status), flush=True)
+                    return 0
+            await asyncio.sleep(LOOK_S)
+    raise NoBroker(where, within_s) if client.trouble else InputError(f"no node could translate within {within_s:g} s")
+
+
+def _ready_line(status: Status) -> str:
+    workers = sum(node.workers for node in status.nodes)
+    routes = ", ".join(route.route for route in status.routes)
+    count = f"{len(status.nodes)} node{'s' * (len(status.nodes) != 1)}, {workers} worker{'s' * (workers != 1)}"
+    return f'dolmetsch is ready: {routes}, {count}. Now type: python gateway_cli.py "Guten Morgen"'
+
+
+def _show_status(status: Status, as_json: bool) -> str:
+    if as_json:
+        record = {name: getattr(status, name) for name in status.__slots__}
+        record["nodes"] = [node._asdict() for node in status.nodes]
+        record["routes"] = {route.route: route.model for route in status.routes}
+        return json.dumps(record, ensure_ascii=False)
+    lines = [
+        f"routes   {', '.join(f'{route.route} ({route.model})' for route in status.routes) or 'none'}",
+        f"queue    {status.queued_interactive} interactive, {status.queued_bulk} bulk, {status.leased} at nodes,"
+        f" {status.undelivered} undelivered, {status.dead_letters} dead letters",
+        f"so far   {status.done} done ({status.cache_hits} from the cache), {status.failed} failed,"
+        f" {status.rejected} rejected, median {status.median_ms:g} ms, up {status.uptime_s:.0f} s",
+    ]
+    for node in status.nodes:
+        heat = "" if node.temperature_c < -273 else f", {node.temperature_c:.0f} °C"
+        lines.append(
+            f"node     {node.name}: {node.state}, {node.workers} workers, {node.leased}/{node.capacity} jobs,"
+            f" {node.chars_per_s:.0f} characters/s, CPU {node.cpu_percent:.0f} %, RAM {node.ram_percent:.0f} %{heat}"
+            f"{', throttled' if node.throttled else ''}, seen {node.seen_s_ago:.1f} s ago"
+        )
+    return "\n".join(lines)
+
+
+async def _run(arguments: argparse.Namespace, where: str) -> int:
+    if arguments.wait is not None:
+        return await _wait_ready(where, arguments.wait)
+    if arguments.file:
+        return await _file(where, arguments)
+    async with _connect(where, f"cli-{uuid.uuid4().hex[:12]}") as client:
+        if arguments.status:
+            print(_show_status(await client.status(), arguments.json))
+            return 0
+        if arguments.requeue_dead:
+            print(f"{await client.requeue_dead()} dead letters requeued")
+            return 0
+        if arguments.text:
+            return await _one_text(client, arguments)
+        return await _standard_input(client, arguments)
+
+
+async def _interruptible(arguments: argparse.Namespace, where: str) -> int:
+    """SIGTERM ends a run like Ctrl-C: what is written stays written."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await _run(arguments, where)
+
+
+def main(argv: list[str]) -> int:
+    """Do what the command line says; the exit status."""
+    arguments = _arguments(argv)
+    try:
+        settings = config.load(arguments.config, os.environ, {"node": {"broker": arguments.broker}})
+        return asyncio.run(_interruptible(arguments, address(settings.node.broker)))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        again = ": run the same command again to go on" if arguments.out else ""
+        print(f"interrupted{again}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except DolmetschError as error:
+        if arguments.json and isinstance(error, JobRejected | JobFailed):
+            print(_json_line(arguments.route, " ".join(arguments.text), None, error))
+        print(f"gateway_cli.py: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
