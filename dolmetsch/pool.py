@@ -1,0 +1,463 @@
+"""A node's pinned child processes: spawn, feed, watch, restart, grow and shrink.
+
+It lives inside the node's one polling loop, so nothing in it waits (``close`` alone does, with a bound): the
+loop polls ``fds()``, calls ``on_readable`` and ``on_writable``, and ``tick`` about ten times a second. Rules:
+
+- Whatever was submitted comes out once: as an outcome, or not at all when it was cancelled.
+- A child is handed a small window of work, so that work spreads evenly and nothing urgent waits behind much.
+- A child that dies or is stuck takes only the batch it had begun with it; the rest goes back to the queue's
+  front.
+- Children are added for a backlog, on a free core, while the machine has CPU and RAM to spare; idle ones end.
+
+Every ``now`` is in monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import subprocess
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dolmetsch.child import (
+    BROKEN_STATUS,
+    WORKER,
+    Child,
+    ChildInfo,
+    PoolJob,
+    PoolOutcome,
+    Slot,
+    spawn,
+    worker_command,
+)
+from dolmetsch.config import EngineConfig, PoolConfig
+from dolmetsch.errors import LocalError, RemoteError
+from dolmetsch.messages import MAX_HELD
+from dolmetsch.stats import Rate
+
+__all__ = ["ChildInfo", "Load", "Pool", "PoolJob", "PoolOutcome"]
+
+MAX_JOBS: Final = MAX_HELD  # a heartbeat cannot list more leases than that, so more could not be kept alive
+CHARS_PER_TOKEN: Final = 3  # German SentencePiece tokens are 3 to 4 characters long
+WINDOW_BATCHES: Final = 2  # in a child's hands: the batch it works on and the next one
+WINDOW_JOBS: Final = 128  # two batches of short messages; enough for an engine that does thousands a second
+URGENT_WINDOWS: Final = 2  # an urgent job may go on top of a full window: it waits for one batch, not for two
+START_LIMIT_S: Final = 60.0  # reading a model from a slow SD card takes seconds; a minute is stuck
+START_TRIES: Final = 5  # deaths before the first child was ever ready: it is the installation, not chance
+STEADY_S: Final = 30.0  # a child that lived this long was well: its next restart is quick again
+EXIT_WAIT_S: Final = 1.0  # between a child's end of file and its exit status
+END_GRACE_S: Final = 5.0  # for an idle child that was told to end
+GROW_HOLD_S: Final = 0.5  # a backlog shorter than this is gone before a new child has its model
+POLL_S: Final = 0.02  # how soon to look again when only looking helps
+KILL_WAIT_S: Final = 5.0  # the kernel ends a killed process in milliseconds, unless a disk hangs
+BUSY_WINDOW_S: Final = 1.0  # the busy percentage covers at least this long
+MAX_READS: Final = 64  # reads that empty a dead child's socket: far above what a window of answers needs
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the machine is: percent for each core (index: core number), and percent of RAM in use."""
+
+    cpu: tuple[float, ...]
+    ram: float
+
+
+class Pool:
+    """The children of one node, on ``cores``; ``rng`` gives the restarts' jitter, ``command`` starts a child.
+
+    ``routes`` (route to model version) comes from the children; ``broken`` says in one line why none can
+    start, and ``last_death`` how the last one was lost, for the log.
+    """
+
+    def __init__(
+        self,
+        pool: PoolConfig,
+        engine: EngineConfig,
+        *,
+        engine_kind: str = "argos",
+        routes: Sequence[str] = (),
+        packages: Sequence[Path] = (),
+        cores: Sequence[int],
+        rng: random.Random | None = None,
+        command: Sequence[str] = WORKER,
+    ) -> None:
+        if not cores:
+            raise LocalError("a pool needs at least one core")
+        self.config = pool
+        self.cores = tuple(cores)
+        self.max_workers = max(pool.max_workers or len(self.cores), pool.min_workers)
+        self.window_chars = WINDOW_BATCHES * engine.batch_tokens * CHARS_PER_TOKEN
+        self.routes: Mapping[str, str] = {}
+        self.broken: str | None = None
+        self.last_death = ""
+        self._command = worker_command(command, engine, engine_kind, routes, packages)
+        self._rng = rng or random.Random()
+        self._urgent: OrderedDict[bytes, PoolJob] = OrderedDict()
+        self._bulk: OrderedDict[bytes, PoolJob] = OrderedDict()
+        self._slots: list[Slot] = []
+        self._leaving: list[Child] = []  # told to end, or killed, and not reaped yet
+        self._rate = Rate()
+        self._now = 0.0  # the last time it was told
+        self._ever_ready = False
+        self._backlog_since: float | None = None
+        self._busy_at = 0.0
+        self.queued_chars = 0
+
+    # ---- what it is doing ----
+
+    @property
+    def ready(self) -> int:
+        """Children that can translate."""
+        return sum(slot.ready is not None for slot in self._slots)
+
+    @property
+    def size(self) -> int:
+        """Children kept, those that start or wait for a restart included."""
+        return len(self._slots)
+
+    @property
+    def queued(self) -> int:
+        """Jobs no child has yet."""
+        return len(self._urgent) + len(self._bulk)
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs in children's hands."""
+        return sum(len(slot.child.hand) for slot in self._slots if slot.child)
+
+    @property
+    def chars_per_s(self) -> float:
+        """Characters a second the ready children do while they have work; 0.0 before any was measured."""
+        return self._rate.chars_per_s * max(1, self.ready)
+
+    @property
+    def jobs_per_s(self) -> float:
+        """Jobs a second, likewise."""
+        return self._rate.jobs_per_s * max(1, self.ready)
+
+    def fds(self) -> Mapping[int, bool]:
+        """Return the descriptors to poll for reading, and whether each is to be polled for writing too."""
+        return {
+            slot.child.fd: bool(slot.child.out)
+            for slot in self._slots
+            if slot.child is not None and slot.child.eof_at is None
+        }
+
+    def children(self) -> list[ChildInfo]:
+        """Describe every child, also those that are ending."""
+        return [slot.describe(self._now) for slot in self._slots] + [
+            ChildInfo(
+                child.process.pid, child.core, "ending", child.rss_bytes(), 0, child.jobs_done, 0, 0.0, 0.0
+            )
+            for child in self._leaving
+        ]
+
+    def next_deadline(self) -> float | None:
+        """Return when ``tick`` should next be called, None when nothing is due; never a time already past."""
+        times = [self._due(slot) for slot in self._slots]
+        if self._leaving:
+            times.append(self._now + POLL_S)
+        if self._backlog_since is not None:
+            times.append(self._backlog_since + GROW_HOLD_S)
+        due = min(times, default=math.inf)
+        return None if due == math.inf else max(due, self._now + POLL_S)
+
+    def _due(self, slot: Slot) -> float:
+        child = slot.child
+        if child is None:
+            return math.inf if self.broken else slot.restart_at
+        if child.eof_at is not None:
+            return self._now + POLL_S
+        if child.ready_at is None:
+            return child.started_at + START_LIMIT_S
+        if child.hand:
+            return child.progress_at + self.config.job_limit_s
+        return child.idle_since + self.config.idle_s if self.size > self.config.min_workers else math.inf
+
+    # ---- work in, outcomes out ----
+
+    def start(self, now: float) -> None:
+        """Spawn ``min_workers`` children."""
+        self._now = self._busy_at = now
+        while self.size < self.config.min_workers:
+            self._add_slot(self._free_core(()), now)
+
+    def submit(self, jobs: Sequence[PoolJob], now: float) -> None:
+        """Queue ``jobs``; raises LocalError beyond ``MAX_JOBS`` in all, or when a key is here already."""
+        self._now = now
+        if self.queued + self.in_flight + len(jobs) > MAX_JOBS:
+            raise LocalError(f"more than {MAX_JOBS} jobs were submitted to the pool")
+        hands = [slot.child.hand for slot in self._slots if slot.child]
+        for job in jobs:
+            if job.key in self._urgent or job.key in self._bulk or any(job.key in hand for hand in hands):
+                raise LocalError(f"job {job.key.hex()} was submitted twice")
+            self._lane(job)[job.key] = job
+            self.queued_chars += job.chars
+        self._feed(now)
+
+    def cancel(self, keys: Iterable[bytes]) -> None:
+        """Forget jobs, queued or in hand; keys that are not here are passed over."""
+        wanted = set(keys)
+        for lane in (self._urgent, self._bulk):
+            for key in lane.keys() & wanted:
+                self.queued_chars -= lane.pop(key).chars
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.drop(slot.child.hand.keys() & wanted, self._now)
+        self._feed(self._now)
+
+    def on_readable(self, fd: int, now: float) -> list[PoolOutcome]:
+        """Read what the child behind ``fd`` sent; a descriptor that is gone gives nothing."""
+        self._now = now
+        outcomes: list[PoolOutcome] = []
+        for slot in self._slots:
+            child = slot.child
+            if child is not None and child.fd == fd and child.eof_at is None:
+                self._receive(slot, child, now, outcomes)
+                if slot.child is child and child.eof_at is not None:
+                    self._watch(slot, child, now, outcomes)
+                self._feed(now)
+                break
+        return outcomes
+
+    def on_writable(self, fd: int, now: float) -> None:
+        """Go on writing to the child behind ``fd``."""
+        self._now = now
+        for slot in self._slots:
+            if slot.child is not None and slot.child.fd == fd:
+                slot.child.flush()
+
+    def tick(self, now: float, load: Load) -> list[PoolOutcome]:
+        """Watch, kill the stuck, restart, feed, shrink and grow; return what that brought out."""
+        self._now = now
+        outcomes: list[PoolOutcome] = []
+        for slot in self._slots:
+            if slot.child is not None:
+                self._watch(slot, slot.child, now, outcomes)
+        self._reap(now)
+        self._restart(now, load)
+        self._feed(now)
+        self._shrink(now, load)
+        self._grow(now, load)
+        self._measure(now)
+        return outcomes
+
+    # ---- feeding ----
+
+    def _lane(self, job: PoolJob) -> OrderedDict[bytes, PoolJob]:
+        return self._urgent if job.urgent else self._bulk
+
+    def _fullness(self, child: Child) -> float:
+        """How much of its window a child has in hand, in characters or in jobs, whichever is more."""
+        return max(child.hand_chars / self.window_chars, len(child.hand) / WINDOW_JOBS)
+
+    def _feed(self, now: float) -> None:
+        """Hand out the queue, the urgent first, each job to the child with the most room."""
+        children = [child for slot in self._slots if (child := slot.ready) is not None]
+        if not children or not (self._urgent or self._bulk):
+            return
+        given: dict[Child, list[PoolJob]] = {}
+        for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, 1)):
+            while lane:
+                child = min(children, key=self._fullness)
+                if self._fullness(child) >= windows:
+                    break
+                _, job = lane.popitem(last=False)
+                self.queued_chars -= job.chars
+                child.hold(job, now)
+                given.setdefault(child, []).append(job)
+        for child, jobs in given.items():
+            child.give(jobs)
+
+    def _receive(
+        self, slot: Slot, child: Child, now: float, outcomes: list[PoolOutcome], reads: int = 1
+    ) -> None:
+        was_ready, before = child.ready_at is not None, len(outcomes)
+        try:
+            chars = child.receive(now, outcomes, reads)
+        except RemoteError as error:
+            self._lose(slot, child, error.code, error.detail, now, outcomes)
+            return
+        if len(outcomes) > before:
+            busy_s = child.busy_s(now)
+            self._rate.add(busy_s - slot.rated_s, chars, len(outcomes) - before)
+            slot.rated_s = busy_s
+        if not was_ready and child.ready_at is not None:
+            self.routes, self._ever_ready = child.routes, True
+
+    # ---- watching ----
+
+    def _watch(self, slot: Slot, child: Child, now: float, outcomes: list[PoolOutcome]) -> None:
+        """Find out whether ``child`` has died or is stuck; what it said before that still counts."""
+        exited = child.exited()
+        if not exited and child.eof_at is None and not self._overdue(child, now):
+            return
+        if child.eof_at is None:
+            self._receive(slot, child, now, outcomes, MAX_READS)
+        if slot.child is not child:
+            return  # it was lost while reading
+        if child.eof_at is not None:
+            exited = child.exited() or now >= child.eof_at + EXIT_WAIT_S
+        if exited:
+            self._lose(slot, child, "child_crashed", child.epitaph(), now, outcomes)
+        elif child.eof_at is None and self._overdue(child, now):
+            limit_s = START_LIMIT_S if child.ready_at is None else self.config.job_limit_s
+            self._lose(slot, child, "child_timeout", f"made no progress for {limit_s:g} s", now, outcomes)
+
+    def _overdue(self, child: Child, now: float) -> bool:
+        if child.ready_at is None:
+            return now >= child.started_at + START_LIMIT_S
+        return child.stalled_s(now) >= self.config.job_limit_s
+
+    def _lose(
+        self, slot: Slot, child: Child, code: str, words: str, now: float, outcomes: list[PoolOutcome]
+    ) -> None:
+        """Part with a dead or stuck child: blame the batch it had begun, requeue the rest, plan a restart."""
+        self.last_death = f"the child on core {child.core} (pid {child.process.pid}) {words}"
+        for key in child.batch:
+            if child.hand.pop(key, None) is not None:
+                outcomes.append(PoolOutcome(key, None, "", code, self.last_death, True))
+        for job in reversed(child.hand.values()):
+            lane = self._lane(job)
+            lane[job.key] = job
+            lane.move_to_end(job.key, last=False)
+            self.queued_chars += job.chars
+        status = child.process.returncode
+        child.kill()
+        self._leaving.append(child)
+        slot.child = None
+        slot.jobs_done += child.jobs_done
+        slot.busy_percent = 0.0
+        if child.ready_at is not None and now - child.ready_at >= STEADY_S:
+            slot.failures = 0
+        broken = child.broken or ("found nothing to translate with" if status == BROKEN_STATUS else None)
+        self._plan_restart(slot, now, broken)
+
+    def _plan_restart(self, slot: Slot, now: float, broken: str | None) -> None:
+        slot.back_off(now, self._rng)
+        if self._ever_ready:
+            return
+        if broken is not None:
+            self.broken = broken
+        elif slot.failures >= START_TRIES:
+            self.broken = f"no child could start in {START_TRIES} tries: {self.last_death}"
+
+    def _reap(self, now: float) -> None:
+        for child in self._leaving[:]:
+            if child.exited():
+                child.sock.close()
+                self._leaving.remove(child)
+            elif now >= child.kill_at:
+                child.kill()
+
+    def _measure(self, now: float) -> None:
+        elapsed_s = now - self._busy_at
+        if elapsed_s < BUSY_WINDOW_S:
+            return
+        self._busy_at = now
+        for slot in self._slots:
+            if slot.child is not None:
+                busy_s = slot.child.busy_s(now)
+                slot.busy_percent = min(100.0, 100.0 * (busy_s - slot.busy_mark_s) / elapsed_s)
+                slot.busy_mark_s = busy_s
+
+    # ---- how many ----
+
+    def _spawn(self, slot: Slot, now: float) -> None:
+        slot.busy_mark_s = slot.rated_s = 0.0
+        try:
+            slot.child = spawn(self._command, slot.core, now)
+        except OSError as error:
+            self.last_death = f"no child could be started on core {slot.core}: {error}"
+            self._plan_restart(slot, now, None)
+
+    def _add_slot(self, core: int, now: float) -> None:
+        slot = Slot(core, now)
+        self._slots.append(slot)
+        self._spawn(slot, now)
+
+    def _restart(self, now: float, load: Load) -> None:
+        if self.broken:
+            return
+        for slot in self._slots[:]:
+            if slot.child is not None or now < slot.restart_at or self._is_left(slot.core):
+                continue
+            if self.size > self.config.min_workers and load.ram > self.config.max_ram:
+                self._slots.remove(slot)
+            else:
+                slot.restarts += 1
+                self._spawn(slot, now)
+
+    def _shrink(self, now: float, load: Load) -> None:
+        """End what is idle above ``min_workers``, the longest idle first."""
+        spare = self.size - self.config.min_workers
+        if spare <= 0:
+            return
+        idle = [(slot, child) for slot in self._slots if (child := slot.ready) is not None and not child.hand]
+        idle.sort(key=lambda pair: pair[1].idle_since)
+        for slot, child in idle[:spare]:
+            if load.ram > self.config.max_ram or now - child.idle_since >= self.config.idle_s:
+                child.end(now + END_GRACE_S)
+                self._leaving.append(child)
+                self._slots.remove(slot)
+
+    def _grow(self, now: float, load: Load) -> None:
+        """Add a child when more has been waiting than the children have in hand; one at a time."""
+        in_hand = sum(slot.child.hand_chars for slot in self._slots if slot.child)
+        settled = self.ready == self.size < self.max_workers
+        if self.broken or not settled or self.queued_chars <= in_hand:
+            self._backlog_since = None
+            return
+        if self._backlog_since is None:
+            self._backlog_since = now
+        core = self._free_core(load.cpu)
+        room = _percent(load.cpu, core) < self.config.max_cpu and load.ram < self.config.max_ram
+        if now - self._backlog_since >= GROW_HOLD_S and room and not self._is_left(core):
+            self._backlog_since = None
+            self._add_slot(core, now)
+
+    def _free_core(self, cpu: Sequence[float]) -> int:
+        """Return the core with the fewest children, of those the least busy one."""
+        taken = [slot.core for slot in self._slots] + [child.core for child in self._leaving]
+        return min(self.cores, key=lambda core: (taken.count(core), _percent(cpu, core)))
+
+    def _is_left(self, core: int) -> bool:
+        """Whether a child is still leaving ``core``: its memory is not free before it has gone."""
+        return any(child.core == core for child in self._leaving)
+
+    # ---- the end ----
+
+    def close(self, now: float, grace_s: float) -> None:
+        """End and reap all children, killing those still there after ``grace_s`` seconds; forget all jobs."""
+        self._now = now
+        children = [slot.child for slot in self._slots if slot.child] + self._leaving
+        for child in children:
+            child.end(math.inf)
+        _wait(children, grace_s)
+        for child in children:
+            child.kill()
+        _wait(children, KILL_WAIT_S)
+        self._slots.clear()
+        self._leaving.clear()
+        self._urgent.clear()
+        self._bulk.clear()
+        self.queued_chars = 0
+
+
+def _wait(children: Iterable[Child], limit_s: float) -> None:
+    """Reap ``children``, for ``limit_s`` seconds at most in all."""
+    until = time.monotonic() + limit_s
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(max(0.0, until - time.monotonic()))
+
+
+def _percent(cpu: Sequence[float], core: int) -> float:
+    """Return how busy ``core`` is; a core that is not listed counts as idle."""
+    return cpu[core] if core < len(cpu) else 0.0

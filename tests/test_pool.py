@@ -1,0 +1,442 @@
+"""The pool with real child processes, real sockets and real SIGKILL; only the clock can be moved forward."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from dolmetsch import pool as pool_module
+from dolmetsch.child import BACKOFF_MAX_S, Slot
+from dolmetsch.config import EngineConfig, PoolConfig
+from dolmetsch.errors import LocalError
+from dolmetsch.pool import ChildInfo, Load, Pool, PoolJob, PoolOutcome
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_child.py")))
+QUIET = Load(cpu=(0.0,) * 8, ram=10.0)
+LIMIT_S = 20.0  # of waiting for a condition: far above what any takes
+
+ENGINE = EngineConfig(beam_size=2, batch_tokens=64)  # a window of 384 characters
+
+
+class Rig:
+    """A pool, the loop that drives it, a clock that can jump, and everything that came out."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.load = QUIET
+        self.ahead_s = 0.0
+        self.outcomes: list[PoolOutcome] = []
+        self.pids: set[int] = set()
+
+    def now(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+    def turn(self) -> None:
+        poller = select.poll()
+        for fd, writes in self.pool.fds().items():
+            poller.register(fd, select.POLLIN | (select.POLLOUT if writes else 0))
+        for fd, events in poller.poll(10):
+            if events & select.POLLOUT:
+                self.pool.on_writable(fd, self.now())
+            if events & ~select.POLLOUT:
+                self.outcomes += self.pool.on_readable(fd, self.now())
+        self.outcomes += self.pool.tick(self.now(), self.load)
+        self.pids |= {child.pid for child in self.pool.children() if child.pid}
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + LIMIT_S
+        while not condition():
+            assert time.monotonic() < end, (self.pool.children(), self.pool.queued, self.pool.last_death)
+            self.turn()
+
+    def ready(self, count: int) -> Rig:
+        self.until(lambda: self.pool.ready == count)
+        return self
+
+    def submit(self, *jobs: PoolJob) -> None:
+        self.pool.submit(jobs, self.now())
+
+    def ended(self, count: int) -> list[PoolOutcome]:
+        self.until(lambda: len(self.outcomes) >= count)
+        return self.outcomes
+
+    def child(self, state: str) -> ChildInfo | None:
+        return next((child for child in self.pool.children() if child.state == state), None)
+
+
+Make = Callable[..., Rig]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Build started pools; afterwards no child and no descriptor may be left."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    rigs: list[Rig] = []
+
+    def build(
+        *flags: str,
+        workers: int = 1,
+        most: int | None = None,
+        cores: Sequence[int] = (0, 1, 2),
+        **config: float,
+    ) -> Rig:
+        settings = PoolConfig(min_workers=workers, max_workers=most or workers, **config)  # type: ignore[arg-type]
+        rig = Rig(
+            Pool(
+                settings,
+                ENGINE,
+                engine_kind="echo",
+                cores=cores,
+                rng=random.Random(7),
+                command=(*FAKE, *flags),
+            )
+        )
+        rigs.append(rig)
+        rig.pool.start(rig.now())
+        return rig
+
+    yield build
+    for rig in rigs:
+        rig.pool.close(rig.now(), 0.3)
+        assert not rig.pool.fds() and not rig.pool.children()
+        assert [pid for pid in rig.pids if psutil.pid_exists(pid)] == []  # a zombie still exists
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def job(name: str, text: str = "hallo", *, urgent: bool = False, chars: int | None = None) -> PoolJob:
+    return PoolJob(name.encode(), "de→en", (text,), len(text) if chars is None else chars, urgent, False)
+
+
+def jobs(count: int, text: str = "hallo", **how: int) -> list[PoolJob]:
+    return [job(f"{text}-{number}", text, **how) for number in range(count)]  # type: ignore[arg-type]
+
+
+def test_translates_and_reports(make: Make) -> None:
+    rig = make().ready(1)
+    assert rig.pool.chars_per_s == 0.0 and rig.pool.routes == {"de→en": "fake-1"}
+    rig.submit(job("a", "guten Tag"), job("b", "refuse"))
+    assert {one.key: one for one in rig.ended(2)} == {
+        b"a": PoolOutcome(b"a", ("GUTEN TAG",), "fake-1", "", "", False),
+        b"b": PoolOutcome(b"b", None, "", "no_route", "no such route", False),
+    }
+    (child,) = rig.pool.children()
+    assert (child.state, child.core, child.jobs_done, child.restarts, child.in_flight) == ("idle", 0, 2, 0, 0)
+    assert child.rss_bytes > 1_000_000 and child.stalled_s == 0.0
+    rate = rig.pool.chars_per_s
+    assert rate > 0 and rig.pool.jobs_per_s > 0
+    rig.ahead_s += 3600
+    rig.turn()
+    assert rig.pool.chars_per_s == rate  # an idle node keeps its last rate
+
+
+def test_every_job_comes_out_once_under_random_kills(make: Make) -> None:
+    rig = make(workers=3).ready(3)
+    names = [f"{number}" for number in range(600)]
+    rig.submit(*(job(name, "sleep:0.0005", chars=20) for name in names))
+    chance = random.Random(1)
+    for threshold in (20, 150, 300, 450):
+        rig.until(lambda at=threshold: len(rig.outcomes) >= at and rig.pool.ready > 0)  # type: ignore[misc]
+        victim = chance.choice(
+            [child.pid for child in rig.pool.children() if child.state in ("busy", "idle")]
+        )
+        os.kill(victim, signal.SIGKILL)
+    rig.ended(600)
+    rig.until(lambda: rig.pool.ready == 3)
+    assert Counter(one.key.decode() for one in rig.outcomes) == Counter(names)
+    failed = [one for one in rig.outcomes if one.texts is None]
+    assert len(failed) <= 4 * 4  # a batch of four for each kill
+    assert all(one.code == "child_crashed" and one.retry and "SIGKILL" in one.detail for one in failed)
+    assert sum(child.restarts for child in rig.pool.children()) == 4
+    assert rig.pool.queued == rig.pool.in_flight == rig.pool.queued_chars == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("crash", "SIGKILL"), ("exit:5", "exit status 5"), ("garble", "not the protocol")]
+)
+def test_only_the_batch_that_was_begun_is_blamed(make: Make, text: str, words: str) -> None:
+    rig = make("--batch", "1").ready(1)
+    rig.submit(job("bad", text), *jobs(3))
+    rig.ended(4)
+    bad, *good = sorted(rig.outcomes, key=lambda one: one.key)
+    assert (bad.key, bad.texts, bad.code, bad.retry) == (b"bad", None, "child_crashed", True)
+    assert words in bad.detail and words in rig.pool.last_death
+    assert [one.texts for one in good] == [("HALLO",)] * 3
+
+
+def test_a_stuck_child_is_killed_and_the_rest_done_in_order(make: Make) -> None:
+    rig = make("--batch", "1", job_limit_s=10.0).ready(1)
+    rig.submit(job("bad", "hang"), *jobs(5))
+    rig.until(lambda: rig.pool.in_flight == 6 and rig.pool.next_deadline() is not None)
+    (stuck,) = rig.pool.children()
+    rig.turn()
+    assert stuck.state == "busy" and not rig.outcomes
+    begun = rig.pool._slots[0].child
+    rig.until(lambda: begun is not None and begun.batch == (b"bad",))
+    rig.ahead_s += 10.1
+    rig.ended(6)
+    assert rig.outcomes[0].key == b"bad" and rig.outcomes[0].code == "child_timeout" and rig.outcomes[0].retry
+    assert "10 s" in rig.outcomes[0].detail
+    assert [one.key for one in rig.outcomes[1:]] == [each.key for each in jobs(5)]
+    assert not psutil.pid_exists(stuck.pid)
+
+
+def test_answers_not_read_yet_count_as_progress(make: Make) -> None:
+    """When the loop itself was late, a child that has answered meanwhile is not killed."""
+    rig = make(job_limit_s=10.0).ready(1)
+    rig.submit(job("a"))
+    (fd,) = rig.pool.fds()
+    assert select.select([fd], [], [], LIMIT_S)[0]
+    rig.ahead_s += 60
+    rig.outcomes += rig.pool.tick(rig.now(), QUIET)
+    assert rig.pool.children()[0].restarts == 0 and rig.pool.ready == 1
+    assert [one.code for one in rig.ended(1)] == [""]
+
+
+def test_nobody_is_blamed_when_no_batch_had_begun(make: Make) -> None:
+    rig = make("--silent", "--batch", "1").ready(1)
+    rig.submit(job("a", "crash"), job("b"))
+    rig.until(lambda: rig.pool.children()[0].restarts >= 2)
+    assert not rig.outcomes and rig.pool.queued + rig.pool.in_flight == 2
+    rig.pool.cancel([b"a"])
+    assert [one.key for one in rig.ended(1)] == [b"b"]
+
+
+def test_backoff_doubles_with_jitter_to_a_limit() -> None:
+    slot, now, chance = Slot(0, 0.0), 100.0, random.Random(3)
+    delays = []
+    for _ in range(40):
+        slot.back_off(now, chance)
+        delays.append(slot.restart_at - now)
+    assert 0.25 <= delays[0] <= 0.3125 and 0.5 <= delays[1] <= 0.625 and 1.0 <= delays[2] <= 1.25
+    assert max(delays) == BACKOFF_MAX_S == delays[-1]
+    assert len(set(delays[:6])) == 6 and delays[:8] == sorted(delays[:8])
+
+
+def test_a_restart_waits_and_a_long_life_makes_it_quick_again(make: Make) -> None:
+    rig = make(job_limit_s=1000.0).ready(1)
+    for life_s, failures in ((0.0, 1), (0.0, 2), (60.0, 1)):
+        rig.ahead_s += life_s
+        rig.turn()
+        os.kill(rig.pool.children()[0].pid, signal.SIGKILL)
+        rig.until(lambda: rig.child("waiting") is not None)
+        assert rig.pool.ready == 0 and rig.pool._slots[0].failures == failures
+        due = rig.pool.next_deadline()
+        assert due is not None and due > rig.now() - LIMIT_S
+        rig.ready(1)
+    assert rig.pool.children()[0].restarts == 3
+
+
+def test_broken_children_break_the_pool(make: Make) -> None:
+    rig = make("--start", "broken")
+    rig.until(lambda: rig.pool.broken is not None)
+    assert rig.pool.broken == "no package for de→en"
+    rig.ahead_s += 600
+    rig.turn()
+    assert rig.child("waiting") is not None and not rig.pool.fds()
+
+
+def test_children_that_never_start_break_the_pool(make: Make) -> None:
+    rig = make("--start", "exit")
+
+    def later() -> bool:
+        rig.ahead_s += 0.3
+        return rig.pool.broken is not None
+
+    rig.until(later)
+    assert rig.pool.broken is not None and "exit status 1" in rig.pool.broken
+
+
+def test_a_child_that_never_gets_ready_is_killed(make: Make) -> None:
+    rig = make("--start", "mute")
+    rig.until(lambda: rig.child("starting") is not None)
+    rig.ahead_s += pool_module.START_LIMIT_S
+    rig.until(lambda: rig.child("waiting") is not None)
+    assert "no progress for 60 s" in rig.pool.last_death
+
+
+def test_a_command_that_cannot_be_run_is_no_exception(tmp_path: Path) -> None:
+    pool = Pool(PoolConfig(), ENGINE, cores=[0], command=[str(tmp_path / "missing")])
+    now = 0.0
+    pool.start(now)
+    while pool.broken is None:
+        assert now < 60 and pool.next_deadline() is not None
+        now = pool.next_deadline() or now
+        pool.tick(now, QUIET)
+    assert "could be started" in pool.broken and not pool.fds()
+    pool.close(now, 0.0)
+
+
+def test_urgent_goes_first_and_on_top_of_a_full_window(make: Make) -> None:
+    rig = make("--batch", "1").ready(1)
+    rig.submit(*(job(f"bulk{number}", "sleep:0.01", chars=100) for number in range(8)))
+    assert (rig.pool.in_flight, rig.pool.queued) == (4, 4)  # 384 characters, and the job that crosses them
+    rig.submit(job("urgent", urgent=True, chars=100))
+    assert (rig.pool.in_flight, rig.pool.queued) == (5, 4)
+    order = [one.key for one in rig.ended(9)]
+    assert order.index(b"urgent") <= 2 and order.index(b"bulk7") == 8
+
+
+def test_windows_bound_the_hands_and_spread_the_work(make: Make) -> None:
+    rig = make(workers=2).ready(2)
+    rig.submit(*jobs(300, "sleep:0.01", chars=1))
+    assert [child.in_flight for child in rig.pool.children()] == [pool_module.WINDOW_JOBS] * 2
+    assert rig.pool.queued == 300 - 2 * pool_module.WINDOW_JOBS == rig.pool.queued_chars
+
+
+def test_cancel_queued_and_in_hand(make: Make) -> None:
+    rig = make("--batch", "1").ready(1)
+    rig.submit(*(job(f"{number}", "sleep:0.05", chars=100) for number in range(8)))
+    rig.pool.cancel([b"2", b"3", b"6", b"7", b"unknown"])
+    assert sorted(one.key for one in rig.ended(4)) == [b"0", b"1", b"4", b"5"]
+    rig.submit(job("2", "wieder"))  # a key may come back once it was cancelled
+    rig.until(lambda: rig.pool.in_flight == 0)
+    assert [one.key for one in rig.outcomes].count(b"2") == 1 and len(rig.outcomes) == 5
+    assert rig.pool.queued_chars == 0
+
+
+def test_too_many_and_twice_are_refused(make: Make) -> None:
+    rig = make()
+    with pytest.raises(LocalError, match="more than"):
+        rig.pool.submit(jobs(pool_module.MAX_JOBS + 1), rig.now())
+    with pytest.raises(LocalError, match="twice"):
+        rig.submit(job("a"), job("a"))
+
+
+def backlog(rig: Rig) -> None:
+    """Queue far more than the children hold in hand, of work that does not end by itself."""
+    rig.submit(*(job(f"{number}", "hang", chars=100) for number in range(100)))
+    rig.turn()
+
+
+def test_grows_under_backlog_one_at_a_time_on_the_least_busy_core(make: Make) -> None:
+    rig = make(most=3, job_limit_s=3600.0, cores=(0, 2, 5)).ready(1)
+    rig.load = Load(cpu=(0.0, 0.0, 60.0, 0.0, 0.0, 30.0), ram=10.0)
+    backlog(rig)
+    assert rig.pool.size == 1
+    rig.ahead_s += pool_module.GROW_HOLD_S
+    rig.turn()
+    rig.ahead_s += pool_module.GROW_HOLD_S
+    rig.turn()
+    assert [child.core for child in rig.pool.children()] == [
+        0,
+        5,
+    ]  # the third waits until the second is ready
+    rig.ready(2)
+    rig.turn()
+    rig.ahead_s += pool_module.GROW_HOLD_S
+    rig.ready(3)
+    rig.ahead_s += 60
+    rig.turn()
+    assert [child.core for child in rig.pool.children()] == [0, 5, 2]
+
+
+@pytest.mark.parametrize("load", [Load((0.0, 85.0, 85.0), 10.0), Load((0.0,) * 3, 85.0)])
+def test_does_not_grow_without_cpu_or_ram(make: Make, load: Load) -> None:
+    rig = make(most=3, job_limit_s=3600.0).ready(1)
+    rig.load = load
+    backlog(rig)
+    for _ in range(5):
+        rig.ahead_s += 1.0
+        rig.turn()
+    assert rig.pool.size == 1
+    due = rig.pool.next_deadline()
+    assert due is not None and due >= rig.pool._now  # nothing to spin on
+    rig.load = QUIET
+    rig.turn()
+    assert rig.pool.size == 2
+
+
+def grown(rig: Rig, count: int) -> None:
+    rig.submit(*(job(f"{number}", "sleep:0.02", chars=100) for number in range(60)))
+
+    def later() -> bool:
+        rig.ahead_s += 0.2
+        return rig.pool.ready == count
+
+    rig.until(later)
+    rig.until(lambda: rig.pool.in_flight == rig.pool.queued == 0)
+
+
+def test_shrinks_after_idling_down_to_the_minimum(make: Make) -> None:
+    rig = make(most=2, idle_s=300.0, job_limit_s=3600.0).ready(1)
+    grown(rig, 2)
+    rig.ahead_s += 200
+    rig.turn()
+    assert rig.pool.size == 2
+    rig.ahead_s += 101
+    rig.turn()
+    assert rig.pool.size == 1 and rig.child("ending") is not None
+    rig.until(lambda: rig.child("ending") is None)
+    rig.ahead_s += 1000
+    rig.turn()
+    assert rig.pool.size == rig.pool.ready == 1
+
+
+def test_idle_children_end_at_once_when_ram_is_short(make: Make) -> None:
+    rig = make(most=2, idle_s=86400.0, job_limit_s=3600.0).ready(1)
+    grown(rig, 2)
+    rig.load = Load(QUIET.cpu, ram=86.0)
+    rig.turn()
+    assert rig.pool.size == 1
+
+
+def test_more_children_than_cores_share_them(make: Make) -> None:
+    rig = make(workers=5, cores=(0, 1)).ready(5)
+    assert [child.core for child in rig.pool.children()] == [0, 1, 0, 1, 0]
+
+
+def test_close_kills_what_does_not_end(make: Make) -> None:
+    rig = make("--batch", "1").ready(1)
+    rig.submit(job("bad", "hang"))
+    (child,) = rig.pool.children()
+    rig.until(lambda: rig.pool._slots[0].child is not None and bool(rig.pool._slots[0].child.batch))
+    rig.pool.close(rig.now(), 0.1)
+    assert not psutil.pid_exists(child.pid) and rig.pool.size == 0
+
+
+def test_the_constructor_does_nothing() -> None:
+    pool = Pool(PoolConfig(), ENGINE, cores=[0, 1])
+    assert (pool.size, pool.ready, pool.queued, pool.in_flight, pool.max_workers) == (0, 0, 0, 0, 2)
+    assert pool.next_deadline() is None and pool.tick(0.0, QUIET) == []
+    with pytest.raises(LocalError):
+        Pool(PoolConfig(), ENGINE, cores=[])
+
+
+def test_the_command_line_carries_the_configuration() -> None:
+    pool = Pool(PoolConfig(), ENGINE, routes=["de→en", "en→de"], packages=[Path("models")], cores=[0])
+    command = list(pool._command)
+    assert command[:5] == [sys.executable, "-m", "dolmetsch.worker", "--engine", "argos"]
+    assert msgspec.json.decode(command[6], type=EngineConfig) == ENGINE
+    assert command[7:] == ["--routes", "de→en,en→de", "--packages", "models"]
+
+
+@pytest.mark.skipif(find_spec("dolmetsch.worker") is None, reason="this checkout has no worker")
+def test_the_real_worker_on_its_own_core() -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    settings = PoolConfig(min_workers=len(cores), max_workers=len(cores))
+    rig = Rig(Pool(settings, EngineConfig(), engine_kind="echo", routes=["de→en"], cores=cores))
+    rig.pool.start(rig.now())
+    try:
+        rig.ready(len(cores))
+        assert set(rig.pool.routes) == {"de→en"}
+        for child in rig.pool.children():
+            assert psutil.Process(child.pid).cpu_affinity() == [child.core]
+        names = [f"job {number}".encode() for number in range(500)]
+        rig.submit(*(job(name.decode(), f"Satz {name.decode()}") for name in names))
+        assert {one.key: one.texts is not None for one in rig.ended(500)} == dict.fromkeys(names, True)
+        assert len(rig.outcomes) == 500 and rig.pool.last_death == ""
+    finally:
+        rig.pool.close(rig.now(), 5.0)
+    assert [pid for pid in rig.pids if psutil.pid_exists(pid)] == []
