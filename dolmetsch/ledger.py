@@ -20,7 +20,8 @@ from dolmetsch.jobs import Outcome
 
 SCHEMA_VERSION: Final = 1
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_SCHEMA: Final = """
+_SCHEMA: Final = (
+    """
 CREATE TABLE job (
     seq INTEGER PRIMARY KEY,  -- order of arrival
     job_id BLOB NOT NULL,
@@ -37,10 +38,10 @@ CREATE TABLE job (
     failures INTEGER NOT NULL DEFAULT 0,
     node TEXT,
     outcome BLOB              -- msgpack of texts, code, detail, model, cached, took_ms
-);
-CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL);
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
+)""",
+    "CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL)",
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
 _STATEMENTS: Final = {
     Op.INSERT: "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -147,7 +148,7 @@ class SqliteLedger:
         db.execute("BEGIN EXCLUSIVE")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            for statement in _SCHEMA.split(";"):
+            for statement in _SCHEMA:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")

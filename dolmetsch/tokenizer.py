@@ -55,12 +55,11 @@ class SentencePieceTokenizer:
             raise PackageError(f"{path} is not a SentencePiece model") from error
 
     def encode(self, sentences: Sequence[str]) -> list[list[str]]:
-        rows: list[list[str]] = self._processor.encode(list(sentences), out_type=str)
-        return rows
+        # One at a time: for a list, the library starts threads, which costs more than a short list takes.
+        return [self._processor.encode(sentence, out_type=str) for sentence in sentences]
 
     def decode(self, rows: Sequence[Sequence[str]]) -> list[str]:
-        sentences: list[str] = self._processor.decode([list(row) for row in rows])
-        return sentences
+        return [self._processor.decode(list(row)) for row in rows]
 
     def starts_word(self, tokens: Sequence[str], at: int) -> bool:
         return tokens[at].startswith(WORD_START)

@@ -1,0 +1,219 @@
+"""Both ledgers keep the same contract; the one on disk keeps it across a kill."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dolmetsch.effects import Op, Persist, Record
+from dolmetsch.errors import LedgerError
+from dolmetsch.jobs import Outcome
+from dolmetsch.ledger import Ledger, MemoryLedger, SqliteLedger, _runs
+from tests.test_scheduler import key
+
+DONE = Outcome(("Hello",), "", "", "v1", False, 12)
+DEAD = Outcome(None, "deadline", "too late", "", False, 12)
+NOW = 500.0
+
+Reopen = Callable[[], Ledger]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
+    """Gives the ledger, and each time it is called again the same one as a new process would find it."""
+    last: list[Ledger] = []
+
+    def open_again() -> Ledger:
+        if request.param == "sqlite":
+            if last:
+                last[-1].close()
+            last.append(SqliteLedger(tmp_path / "new" / "ledger.sqlite3", max_settled=4))
+        elif not last:
+            last.append(MemoryLedger(max_settled=4))
+        return last[-1]
+
+    request.addfinalizer(lambda: last[-1].close() if last else None)
+    return open_again
+
+
+def insert(seq: int, text: str = "Grüß Gott 🍕") -> Persist:
+    row = (seq, key(seq), "g", "t", 1, "de→en", (text, "zwei"), b"reply", NOW + 60, NOW)
+    return Persist(Op.INSERT, row)
+
+
+def record(seq: int, **changes: object) -> Record:
+    fields: dict[str, object] = {
+        "seq": seq, "job_id": key(seq), "gateway": "g", "tenant": "t", "lane": 1, "route": "de→en",
+        "texts": ("Grüß Gott 🍕", "zwei"), "reply_to": b"reply", "deadline": NOW + 60, "state": "queued", "attempt": 0,
+        "failures": 0, "outcome": None,
+    }  # fmt: skip
+    return Record(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_what_was_committed_is_loaded(reopen: Reopen) -> None:
+    ledger = reopen()
+    assert ledger.load(NOW).records in ((), [])
+    ledger.commit([insert(n) for n in range(1, 8)])
+    ledger.commit(
+        [
+            Persist(Op.LEASE, (3, "pi", 2)),
+            Persist(Op.LEASE, (1, "pi", 3)),
+            Persist(Op.QUEUE, (2, NOW + 99, 3)),
+            Persist(Op.FINISH, ("done", DONE, 4)),
+            Persist(Op.FINISH, ("dead", DEAD, 5)),
+            Persist(Op.OWN, ("other", 6)),
+            Persist(Op.REMOVE, (7, key(7))),
+        ]
+    )
+    found = reopen().load(NOW)
+    assert list(found.records) == [
+        record(1),
+        record(2, state="leased", attempt=3),
+        record(3, attempt=1, failures=2, deadline=NOW + 99),
+        record(4, state="done", texts=(), outcome=DONE),
+        record(5, state="dead", outcome=DEAD),
+        record(6, gateway="other"),
+    ]
+    assert list(found.settled) == [key(7)]
+
+
+def test_a_whole_life_in_one_commit(reopen: Reopen) -> None:
+    ledger = reopen()
+    ledger.load(NOW)
+    life = [
+        insert(1),
+        Persist(Op.LEASE, (1, "pi", 1)),
+        insert(2),
+        Persist(Op.FINISH, ("done", DONE, 1)),
+        Persist(Op.REMOVE, (1, key(1))),
+    ]
+    ledger.commit(life)
+    found = reopen().load(NOW)
+    assert [one.seq for one in found.records] == [2]
+    assert list(found.settled) == [key(1)]
+
+
+def test_settled_ids_are_bounded(reopen: Reopen) -> None:
+    ledger = reopen()
+    ledger.load(NOW)
+    for number in range(1, 21):
+        ledger.commit([insert(number), Persist(Op.REMOVE, (number, key(number)))])
+    settled = list(reopen().load(NOW).settled)
+    assert settled == [key(n) for n in range(17, 21)]
+
+
+def test_an_empty_commit_is_nothing(reopen: Reopen) -> None:
+    ledger = reopen()
+    ledger.load(NOW)
+    ledger.commit([])
+    ledger.tidy()
+    assert list(reopen().load(NOW).records) == []
+
+
+def test_runs_keep_the_order_where_a_job_comes_back() -> None:
+    changes = [Persist(Op.LEASE, (1, "a", 1)), Persist(Op.QUEUE, (1, 0.0, 1)), Persist(Op.LEASE, (2, "b", 1))]
+    assert [op for op, _ in _runs(changes)] == [Op.LEASE, Op.QUEUE, Op.LEASE]
+
+
+def test_a_second_broker_is_kept_out(tmp_path: Path) -> None:
+    first, second = (SqliteLedger(tmp_path / "l") for _ in range(2))
+    first.load(NOW)
+    with pytest.raises(LedgerError, match="in use by another broker"):
+        second.load(NOW)
+    first.close()
+    second.load(NOW)
+    second.close()
+
+
+@pytest.mark.parametrize("content", [b"this is not a database, it is a text of some length" * 20])
+def test_a_file_that_is_no_ledger(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "l"
+    path.write_bytes(content)
+    with pytest.raises(LedgerError, match="not a usable ledger"):
+        SqliteLedger(path).load(NOW)
+    assert path.read_bytes() == content
+
+
+def test_a_ledger_from_the_future(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "l")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(LedgerError, match="newer"):
+        SqliteLedger(tmp_path / "l").load(NOW)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError, match="cannot write"):
+        SqliteLedger(tmp_path / "file" / "l").load(NOW)
+
+
+def test_a_full_disk_is_an_error_and_nothing_half(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    assert ledger._db is not None
+    pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
+    ledger._db.execute(f"PRAGMA max_page_count = {pages + 20}")
+    ledger.commit([insert(1)])
+    with pytest.raises(LedgerError, match="cannot write"):
+        ledger.commit([insert(n, "x" * 5000) for n in range(2, 100)])
+    ledger.commit([Persist(Op.LEASE, (1, "pi", 1))])
+    ledger.close()
+    again = SqliteLedger(tmp_path / "l")
+    assert [one.seq for one in again.load(NOW).records] == [1]
+    again.close()
+
+
+def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    assert stat.S_IMODE((tmp_path / "l").stat().st_mode) == 0o600
+    ledger.close()
+
+
+def test_deleted_texts_are_nowhere_in_the_files(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    ledger.commit([insert(n, f"geheimnis-{n} " * 50) for n in range(1, 60)])
+    ledger.commit([Persist(Op.FINISH, ("done", DONE, n)) for n in range(1, 60)])
+    ledger.commit([Persist(Op.REMOVE, (n, key(n))) for n in range(1, 60)])
+    ledger.tidy()
+    for path in tmp_path.iterdir():
+        assert b"geheimnis" not in path.read_bytes(), path.name
+    ledger.close()
+
+
+def test_deadlines_start_anew_after_another_boot(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    ledger.commit([insert(1)])
+    assert ledger._db is not None
+    ledger._db.execute("UPDATE meta SET value = 'an earlier boot'")
+    ledger.close()
+    again = SqliteLedger(tmp_path / "l")
+    assert [one.deadline for one in again.load(7.0).records] == [67.0]
+    again.close()
+
+
+def test_a_kill_leaves_all_that_was_committed_and_nothing_half(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from dolmetsch.ledger import SqliteLedger; from tests.test_ledger import insert\n"
+        "ledger = SqliteLedger(Path(sys.argv[1])); ledger.load(500.0)\n"
+        "for n in range(1, 51): ledger.commit([insert(2 * n - 1), insert(2 * n)])\n"
+        "ledger._db.execute('BEGIN'); ledger._db.execute(\"DELETE FROM job\")\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    house = Path(__file__).parent.parent
+    path = tmp_path / "l"
+    ended = subprocess.run([sys.executable, "-c", program, str(path)], cwd=house, timeout=30, check=False)
+    assert ended.returncode == -9
+    ledger = SqliteLedger(path)
+    assert [one.seq for one in ledger.load(NOW).records] == list(range(1, 101))
+    ledger.close()
