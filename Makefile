@@ -1,0 +1,55 @@
+# dolmetsch: what to type. Needs make, python3 (3.11 or later) with venv, and the package registry.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help env run node test check bench clean
+
+help:
+	@echo "make run                        a broker and a node on this computer"
+	@echo "make node BROKER=tcp://HOST     a node only, for the broker on HOST"
+	@echo "make test                       the whole test suite"
+	@echo "make check                      ruff, mypy, and who imports whom"
+	@echo "make bench                      throughput and overhead, with their limits"
+
+env: .venv/installed
+dev: .venv/installed-dev
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "dolmetsch needs Python 3.11 or later: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv .venv \
+		|| { echo "cannot make .venv: on Debian, apt install python3-venv"; exit 1; }
+
+.venv/installed: .venv/bin/python requirements.txt
+	@echo "installing requirements.txt into .venv (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The waiter prints one line once the cluster can translate, and ends; honcho runs the programs of the Procfile.
+run: env
+	@$(BIN)/python gateway_cli.py --wait 120 & exec $(BIN)/honcho start
+
+node: env
+	@test -n "$(BROKER)" || { echo "say which broker: make node BROKER=tcp://HOST"; exit 2; }
+	@exec $(BIN)/python node.py --broker "$(BROKER)"
+
+test: dev
+	@$(BIN)/python -m pytest
+
+check: dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy dolmetsch broker.py node.py gateway_cli.py
+	@$(BIN)/python -m pytest -q tests/test_arrows.py
+
+bench: env
+	@$(BIN)/python bench/throughput.py
+	@$(BIN)/python bench/overhead.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,96 @@
+"""The house: who may import whom, and which rooms are pure."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parent.parent
+PURE = {
+    "admission", "backoff", "books", "cache", "effects", "errors", "jobs", "lanes", "link", "messages", "outbox", "roster",
+    "scheduler", "segment", "session", "settled", "timers",
+}  # fmt: skip
+# What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
+IMPURE = {
+    "asyncio", "ctranslate2", "logging", "os", "pathlib", "psutil", "socket", "sqlite3", "subprocess", "sys", "threading",
+    "time", "zmq",
+}  # fmt: skip
+# Each room imports only rooms further left (or beside it, where that is said).
+LAYERS = (
+    {"errors", "bootstrap", "logs", "lifecycle"},
+    {"messages", "config", "segment", "tokens", "stats", "backoff", "timers", "settled", "store", "archive", "download",
+     "cache", "link"},
+    {"jobs", "admission", "wire", "packages"},
+    {"effects", "lanes", "roster", "tokenizer", "transport"},
+    {"books", "session", "outbox", "ledger", "engine", "child"},
+    {"scheduler", "client", "pool", "worker"},
+    {"lines"},
+)  # fmt: skip
+PROGRAMS = ("broker", "node", "gateway_cli")
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it, dotted."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "dolmetsch":
+                found |= {f"dolmetsch.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms() -> dict[str, Path]:
+    return {path.stem: path for path in (HOUSE / "dolmetsch").glob("*.py") if path.stem != "__init__"}
+
+
+def of_the_house(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("dolmetsch.")} & rooms().keys()
+
+
+def test_every_room_has_its_place() -> None:
+    placed = set().union(*LAYERS)
+    assert rooms().keys() <= placed, f"no place for {rooms().keys() - placed}"
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_arrows_point_one_way(room: str) -> None:
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    for other in of_the_house(rooms()[room]):
+        same = level[other] == level[room]
+        assert level[other] < level[room] or (same and room not in of_the_house(rooms()[other])), f"{room} -> {other}"
+
+
+@pytest.mark.parametrize("room", sorted(PURE))
+def test_pure_rooms_touch_nothing(room: str) -> None:
+    found = {name.split(".")[0] for name in imports(rooms()[room])}
+    assert not found & IMPURE
+    assert of_the_house(rooms()[room]) <= PURE | {"config"}  # config: only its frozen structs
+
+
+@pytest.mark.parametrize("room", sorted(PURE))
+def test_pure_rooms_take_chance_from_outside(room: str) -> None:
+    text = rooms()[room].read_text(encoding="utf-8")
+    assert "import random" not in text or "rng: random.Random" in text
+
+
+def test_only_transport_sets_socket_options() -> None:
+    for path in [*rooms().values(), *(HOUSE / f"{name}.py" for name in PROGRAMS)]:
+        if path.stem != "transport":
+            assert ".setsockopt(" not in path.read_text(encoding="utf-8"), path.name
+
+
+def test_only_programs_join_core_and_adapters() -> None:
+    for room, path in rooms().items():
+        assert not {name.split(".")[0] for name in imports(path)} & set(PROGRAMS), room
+    joined = {room for room, path in rooms().items() if {"scheduler", "transport"} <= of_the_house(path)}
+    assert joined == set()
+
+
+@pytest.mark.parametrize("path", [*rooms().values(), *(HOUSE / f"{name}.py" for name in PROGRAMS)], ids=lambda p: p.stem)
+def test_a_file_says_what_room_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
