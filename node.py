@@ -158,7 +158,7 @@ class Node:
                 self._log.info("can translate %s", ", ".join(sorted(offered[0])))
             self._offered = offered
             routes = tuple(Route(route, model) for route, model in sorted(offered[0].items()))
-            self._handle(Offer(routes, self._pool.ready), now)
+            self._handle(Offer(routes, self._pool.max_workers), now)
 
     def _beat(self, now: float) -> None:
         self._beat_at = now + BEAT_S
@@ -166,6 +166,7 @@ class Node:
         sd_notify("WATCHDOG=1")
         health = Health(
             workers=self._pool.ready,
+            slots=self._pool.max_workers,
             queued=self._pool.queued,
             in_flight=self._pool.in_flight,
             jobs_per_s=self._pool.jobs_per_s,

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 MAX_MESSAGE_BYTES: Final = 8 * 2**20  # no single frame may cost a broker more memory than this
 BATCH_BYTES: Final = 512 * 2**10  # a sender starts the next message here, so that no peer waits long behind one
 MAX_JOBS: Final = 256  # jobs in one message: a tick stays short
-MAX_HELD: Final = 8192  # leases in one heartbeat: eight times a node's largest credit
+MAX_HELD: Final = 8192  # leases in one heartbeat: twice a node's largest credit
 MAX_TEXTS: Final = 64  # texts in one job: a message, its embeds, a forwarded message
 MAX_TEXT_CHARS: Final = 20_000  # five of Discord's longest messages
 MAX_JOB_CHARS: Final = 50_000  # all texts of a job: about a minute of work for one Pi core
@@ -24,7 +24,7 @@ MAX_ROUTES: Final = 512
 MAX_CORES: Final = 512
 MAX_NODES: Final = 1024
 MAX_DEADLINE_S: Final = 86_400.0
-MAX_CAPACITY: Final = 1024  # credit of one node, in jobs
+MAX_CAPACITY: Final = 4096  # credit of one node, in jobs
 JOB_ID_BYTES: Final = 16
 
 INTERACTIVE: Final = 0  # somebody is looking at the screen

@@ -45,8 +45,7 @@ from dolmetsch.messages import (
 
 RESEND_S: Final = 2.0
 PREFETCH_S: Final = 0.75  # work in hand: children never wait for the network, idle nodes are not starved for long
-START_CREDIT: Final = 32  # jobs for each worker while nothing has been measured
-MIN_CREDIT: Final = 8  # jobs for each worker: so that a batch has something to merge
+MIN_CREDIT: Final = 160  # jobs for each worker there may be: more than its window, or the pool never sees a backlog
 HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here
 FATAL: Final = frozenset({"name_taken", "wrong_version"})  # errors that trying again cannot mend
 
@@ -56,6 +55,7 @@ class Health:
     """What the node has measured of itself, for the heartbeat."""
 
     workers: int
+    slots: int
     queued: int
     in_flight: int
     jobs_per_s: float
@@ -78,10 +78,10 @@ class FromBroker:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The pool can translate these routes now, with so many workers."""
+    """The pool can translate these routes now; it may grow to so many workers."""
 
     routes: tuple[Route, ...]
-    workers: int
+    slots: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +157,10 @@ class Leave:
 Effect = Send | Start | Stop | Reconnect | Joined | Leave
 
 
-def capacity(workers: int, jobs_per_s: float, *, hot: bool) -> int:
+def capacity(slots: int, jobs_per_s: float, *, hot: bool) -> int:
     """Credit to ask for, in jobs: ``PREFETCH_S`` seconds of measured work, half of it when the board is too hot."""
-    wanted = jobs_per_s * PREFETCH_S if jobs_per_s else START_CREDIT * workers
-    wanted = max(wanted, MIN_CREDIT * workers)
-    return min(MAX_CAPACITY, max(workers, int(wanted / 2 if hot else wanted)))
+    wanted = max(jobs_per_s * PREFETCH_S, MIN_CREDIT * slots)
+    return min(MAX_CAPACITY, int(wanted / 2 if hot else wanted))
 
 
 class Session:
@@ -278,7 +277,7 @@ class Session:
         if self._offer is not None and offer.routes != self._offer.routes:
             self._link.unknown(now)  # tell the broker what is new
         if self._offer is None:
-            self._capacity = capacity(offer.workers, 0.0, hot=False)
+            self._capacity = capacity(offer.slots, 0.0, hot=False)
         self._offer = offer
 
     def _ended(self, event: Ended) -> None:
@@ -296,7 +295,7 @@ class Session:
     def _beat(self, health: Health) -> None:
         hot = health.throttled or (health.temperature_c or 0.0) >= HOT_C
         draining = self._drain_by is not None
-        self._capacity = 0 if draining else capacity(health.workers, health.jobs_per_s, hot=hot)
+        self._capacity = 0 if draining else capacity(health.slots, health.jobs_per_s, hot=hot)
         if not self._link.up:
             return
         beat = Heartbeat(

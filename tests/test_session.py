@@ -68,7 +68,7 @@ def node() -> Node:
 
 def health(**changes: Any) -> se.Health:
     fields = {
-        "workers": 2, "queued": 0, "in_flight": 0, "jobs_per_s": 0.0, "chars_per_s": 0.0, "cpu_percent": 1.0,
+        "workers": 2, "slots": 2, "queued": 0, "in_flight": 0, "jobs_per_s": 0.0, "chars_per_s": 0.0, "cpu_percent": 1.0,
         "core_percent": (1.0,), "ram_percent": 1.0, "ram_used_bytes": 1, "temperature_c": None, "throttled": False,
         "children": (),
     }  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_node_registers_when_it_can_translate_and_not_before() -> None:
     node = Node()
     assert node.tick(10) == []
     (register,) = of(node.handle(se.Offer(ROUTES, 2)), m.Register)
-    assert (register.node, register.routes, register.capacity) == ("pi", ROUTES, 64)
+    assert (register.node, register.routes, register.capacity) == ("pi", ROUTES, 320)
     assert of(node.tick(0.5), m.Register) == []
     assert len(of(node.tick(0.6), m.Register)) == 1  # no answer yet
 
@@ -127,17 +127,16 @@ def test_revoked_work_is_stopped_and_its_outcome_dropped(node: Node) -> None:
 def test_every_beat_lists_all_that_is_held_and_less_credit_when_hot(node: Node) -> None:
     node.hear(m.Lease(jobs=(lease(1), lease(2))))
     node.finish(2)
-    (beat,) = of(node.handle(se.Beat(health(jobs_per_s=400.0))), m.Heartbeat)
+    (beat,) = of(node.handle(se.Beat(health(jobs_per_s=800.0))), m.Heartbeat)
     assert beat.held == (held(1), held(2))
-    assert (beat.capacity, beat.temperature_c) == (300, -300.0)
+    assert (beat.capacity, beat.temperature_c) == (600, -300.0)
     for hot in ({"throttled": True}, {"temperature_c": 85.0}):
-        (beat,) = of(node.handle(se.Beat(health(jobs_per_s=400.0, **hot))), m.Heartbeat)
-        assert beat.capacity == 150
+        (beat,) = of(node.handle(se.Beat(health(jobs_per_s=800.0, **hot))), m.Heartbeat)
+        assert beat.capacity == 300
 
 
 def test_capacity_stays_in_its_bounds() -> None:
-    assert capacity(4, 0.0, hot=False) == 128
-    assert capacity(4, 0.1, hot=False) == 32
+    assert capacity(4, 0.0, hot=False) == capacity(4, 0.1, hot=False) == 640
     assert capacity(4, 1e6, hot=False) == m.MAX_CAPACITY
     assert capacity(1, 0.1, hot=True) >= 1
 
