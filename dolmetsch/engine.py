@@ -33,7 +33,7 @@ from dolmetsch.segment import Document, parse
 from dolmetsch.tokenizer import Tokenizer, open_tokenizer
 
 MAX_SOURCE_TOKENS: Final = 200  # longer sentences are cut: some models know no position beyond 512
-MAX_TARGET_TOKENS: Final = 480  # likewise; room for 2.4 times the longest source
+MAX_TARGET_TOKENS: Final = 2 * MAX_SOURCE_TOKENS  # likewise
 OUT_PER_TOKEN: Final = 3  # target tokens for one of the source: sound translations in tests stay below 2
 OUT_SPARE: Final = 20  # and so many more, for the shortest sources
 
@@ -141,7 +141,9 @@ def degenerate(source: Sequence[str], output: Sequence[str]) -> str:
         return "the model returned nothing"
     if len(output) >= max_target_tokens(len(source)):
         return f"the model did not come to an end within {len(output)} tokens for {len(source)}"
-    loop = loop_tokens(output) if len(output) >= LOOP_TOKENS else 0
+    if len(output) - len(set(output)) < LOOP_TOKENS // 2:
+        return ""  # two thirds of a loop are tokens that were there before: this is most sentences, quickly
+    loop = loop_tokens(output)
     if loop >= LOOP_TOKENS and loop > 2 * loop_tokens(source):
         return f"the model repeated itself over {loop} tokens"
     return ""
@@ -205,7 +207,7 @@ class _Models:
         except (RuntimeError, ValueError, MemoryError) as error:
             if len(rows) > 1:
                 return [self._run(package, [row], **options)[0] for row in rows]
-            return [EngineError("engine_error", f"CTranslate2: {_one_line(error)}")]
+            return [EngineError("engine_error", f"CTranslate2: {one_line(error)}")]
         hypotheses: list[list[str]] = [result.hypotheses[0] for result in results]
         return [tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else tokens for tokens in hypotheses]
 
@@ -221,7 +223,7 @@ class _Models:
                 str(package.path / "model"), compute_type=compute_type, inter_threads=1, intra_threads=1
             )
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise PackageError(f"{package.path} cannot be loaded: {_one_line(error)}") from error
+            raise PackageError(f"{package.path} cannot be loaded: {one_line(error)}") from error
         log.info("loaded %s %s (%s)", package.route, package.model_version, translator.compute_type)
         return translator
 
@@ -544,9 +546,11 @@ class ArgosEngine:
         """Let an error inside cost this job only."""
         try:
             yield
+        except PackageError as error:
+            self._fail(job, "engine_error", str(error))
         except Exception as error:
             log.exception("job %s failed", job.key.hex())
-            self._fail(job, "engine_error", _one_line(error))
+            self._fail(job, "engine_error", one_line(error))
 
 
 class EchoEngine:
@@ -615,5 +619,5 @@ def _no_route(key: bytes, route: str) -> Outcome:
     return Outcome(key, None, "", "no_route", f"this node has no package for {route}"[:MAX_DETAIL_CHARS])
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

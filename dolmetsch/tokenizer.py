@@ -69,8 +69,11 @@ class BpeTokenizer:
     """``bpe.model``: Moses punctuation normalisation and words, then byte pair merges."""
 
     def __init__(self, path: Path, from_code: str, to_code: str) -> None:
-        # Few packages need it, and it takes a second to import on a Pi.
-        from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
+        # Few packages need it, and it is slow to import and large.
+        try:
+            from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
+        except ImportError as error:
+            raise PackageError(f"{path} needs the library sacremoses: pip install sacremoses") from error
 
         self._merges = Merges.read(path)
         self._normalizer = MosesPunctNormalizer(from_code)

@@ -1,0 +1,141 @@
+"""A real cluster on this computer, for benchmarks and tests: real processes, a free port, and all is ended after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from dolmetsch.client import Client
+from dolmetsch.errors import NoBroker
+from dolmetsch.messages import Status
+
+HOUSE: Final = Path(__file__).resolve().parent.parent
+READY_S: Final = 60.0
+END_S: Final = 15.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+class Cluster:
+    """Starts programs in a folder of their own (ledger, logs, HOME) and ends each of them on exit."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._own = tempfile.TemporaryDirectory(prefix="dolmetsch-") if folder is None else None
+        self.folder = Path(self._own.name) if self._own else folder or Path()
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self.ledger = self.folder / "ledger.sqlite3"
+        self.programs: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("DOLMETSCH_")},
+            "HOME": str(self.folder),
+            "XDG_DATA_HOME": str(self.folder / "data"),
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in reversed(list(self.programs)):
+            self.end(name)
+        if self._own is not None:
+            self._own.cleanup()
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start one of the programs; its log is ``NAME.log``."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            program = subprocess.Popen(
+                [sys.executable, *arguments], cwd=HOUSE, env=self.environment, stdout=log, stderr=log
+            )
+        self.programs[name] = program
+        return program
+
+    def broker(self, *more: str) -> subprocess.Popen[bytes]:
+        """Start the broker, or start it again at the same address with the same ledger."""
+        return self.start("broker", "broker.py", "--bind", self.address, "--ledger", str(self.ledger), *more)
+
+    def node(self, name: str, *more: str) -> subprocess.Popen[bytes]:
+        """Start a node called ``name``."""
+        return self.start(name, "node.py", "--broker", self.address, "--name", name, *more)
+
+    def kill(self, name: str) -> None:
+        """``kill -9``, as a power cut would."""
+        program = self.programs.pop(name)
+        program.kill()
+        program.wait(END_S)
+
+    def end(self, name: str) -> int:
+        """End a program as a person would (SIGTERM), by force if it takes too long; its exit status."""
+        program = self.programs.pop(name)
+        if program.poll() is None:
+            program.send_signal(signal.SIGTERM)
+        try:
+            return program.wait(END_S)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            return program.wait(END_S)
+
+    def log(self, name: str) -> str:
+        """What a program has said so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def status(self, within_s: float = 10.0) -> Status:
+        """Ask the broker."""
+
+        async def ask() -> Status:
+            async with Client(self.address, gateway="status") as client:
+                return await client.status(within_s)
+
+        return asyncio.run(ask())
+
+    def wait_ready(self, nodes: int, workers: int | None = None) -> Status:
+        """Wait until so many nodes, with so many workers, can translate. Raises ``NoBroker``."""
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until:
+            with contextlib.suppress(NoBroker):
+                status = self.status(2.0)
+                if len(status.nodes) >= nodes and (
+                    workers is None or sum(node.workers for node in status.nodes) >= workers
+                ):
+                    return status
+            for name, program in self.programs.items():
+                if program.poll() is not None:
+                    raise RuntimeError(f"{name} ended with {program.returncode}:\n{self.log(name)[-2000:]}")
+            time.sleep(0.05)
+        raise NoBroker(self.address, READY_S)
+
+
+def command(*arguments: str, cluster: Cluster, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run one of the programs to its end, as a person at a terminal would."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=HOUSE,
+        env=cluster.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+__all__: Sequence[str] = ("HOUSE", "Cluster", "command", "free_port")

@@ -1,0 +1,116 @@
+"""A load: many jobs through a real socket, as fast as the broker takes them, with the outbox that gateways use."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+import zmq
+
+from dolmetsch.errors import RemoteError
+from dolmetsch.messages import BULK, INTERACTIVE, Answer, JobSpec
+from dolmetsch.outbox import Deliver, Down, Effect, Event, FromBroker, GiveUp, Have, Outbox, Post, Refuse, Send, Tick
+from dolmetsch.transport import DealerPort
+from dolmetsch.wire import decode
+
+READ_AT_ONCE: Final = 512
+
+
+class LoadError(Exception):
+    """Raised when a load does not end well: a refusal, a job given up, time is over."""
+
+
+@dataclass
+class Load:
+    """``run`` submits jobs, ``window`` at a time, and acks each result."""
+
+    address: str
+    window: int = 4096
+    route: str = "de→en"
+    lane: int = BULK
+    answers: dict[bytes, Answer] = field(default_factory=dict)
+    duplicates: int = 0
+
+    def __enter__(self) -> Load:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        name = uuid.uuid4().hex[:12]
+        self._port = DealerPort(self._context, self.address, f"load-{name}")
+        self._outbox = Outbox(gateway=f"load-{name}", incarnation=name, rng=random.Random(0), now=time.monotonic())
+        self._poller = zmq.Poller()
+        self._poller.register(self._port.socket, zmq.POLLIN)
+        self._on_its_way = 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._port.close()
+        self._context.term()
+
+    def jobs(self, texts: Sequence[str], tenant: str = "bench") -> Iterator[JobSpec]:
+        """A job for each text."""
+        for text in texts:
+            yield JobSpec(uuid.uuid4().bytes, self.route, (text,), self.lane, tenant, 600.0, b"")
+
+    def run(self, specs: Iterator[JobSpec], within_s: float = 120.0) -> float:
+        """All of ``specs`` to their acks; the seconds it took. Raises ``LoadError``."""
+        started = time.monotonic()
+        self._fill(specs)
+        while self._on_its_way:
+            if time.monotonic() - started > within_s:
+                raise LoadError(f"{self._on_its_way} jobs are still on their way after {within_s:g} s")
+            wait_s = min(1.0, max(0.0, self._outbox.next_deadline() - time.monotonic()))
+            self._poller.poll(int(wait_s * 1000) + 1)
+            self._read()
+            self._fill(specs)
+        self._handle(Tick())
+        return time.monotonic() - started
+
+    def one(self, text: str) -> float:
+        """One interactive job by itself; the seconds it took."""
+        spec = JobSpec(uuid.uuid4().bytes, self.route, (text,), INTERACTIVE, "bench", 60.0, b"")
+        return self.run(iter((spec,)))
+
+    def _fill(self, specs: Iterator[JobSpec]) -> None:
+        room = self.window - self._on_its_way
+        # Rounds of a quarter window: submitting a job for each that came back would make messages of one job.
+        if room >= self.window // 4 or self._on_its_way == 0:
+            new = tuple(islice(specs, room))
+            self._on_its_way += len(new)
+            self._handle(Post(new))
+        self._handle(Tick())
+
+    def _read(self) -> None:
+        for frames in self._port.receive(READ_AT_ONCE):
+            try:
+                self._handle(FromBroker(decode(frames)))
+            except RemoteError as error:
+                raise LoadError(f"not understood: {error}") from error
+
+    def _handle(self, event: Event) -> None:
+        safe: list[bytes] = []
+        for effect in self._outbox.handle(event, time.monotonic()):
+            self._carry_out(effect, safe)
+        if safe:
+            self._outbox.handle(Have(tuple(safe)), time.monotonic())
+
+    def _carry_out(self, effect: Effect, safe: list[bytes]) -> None:
+        match effect:
+            case Send(message):
+                self._port.send(message)
+            case Deliver(answer):
+                self._on_its_way -= 1
+                self.duplicates += answer.job_id in self.answers
+                self.answers[answer.job_id] = answer
+                safe.append(answer.job_id)
+            case Refuse(refusal):
+                raise LoadError(refusal.detail)
+            case GiveUp():
+                raise LoadError("a job was given up")
+            case Down(why, fatal=True):
+                raise LoadError(why)
+            case _:
+                pass

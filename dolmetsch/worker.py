@@ -1,0 +1,216 @@
+"""One child: ``python -m dolmetsch.worker``, started by the node with one end of a UNIX stream socket.
+
+The two talk in msgpack arrays. Parent to child:
+
+* ``["jobs", [[key, route, [text, ...], urgent, alone], ...]]``
+* ``["drop", [key, ...]]``: forget these
+* end of file: end now
+
+Child to parent:
+
+* ``["ready", {route: model version}]``, once, or ``["broken", detail]`` and exit status 3 when no engine can be opened
+* ``["begin", [key, ...]]`` before each batch, so that the parent knows whom to blame when the child dies
+* ``["done", [[key, [text, ...] or nil, model, code, detail], ...]]`` after each batch: the jobs that are complete now
+
+The thread count and the core are set before CTranslate2 is imported, which reads them once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import msgspec
+
+from dolmetsch.config import EngineConfig
+from dolmetsch.errors import ConfigError, DolmetschError, RemoteError
+
+if TYPE_CHECKING:
+    from dolmetsch.engine import Batch, Engine, Outcome
+
+READ_BYTES: Final = 256 * 2**10
+READS: Final = (
+    64  # reads between two batches, so that a parent that never stops writing does not stop the work
+)
+MAX_BUFFER_BYTES: Final = 16 * 2**20  # one unfinished message; the largest a node sends is half of it
+SEND_LIMIT_S: Final = 30.0  # a parent reads all the time: one that does not for so long is stuck
+BROKEN_STATUS: Final = 3
+PARENT_STATUS: Final = 4  # the parent sent nonsense, or stopped reading
+PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+log = logging.getLogger("worker")
+
+
+class Worker:
+    """The loop between the parent's socket and an engine."""
+
+    def __init__(self, sock: socket.socket, engine: Engine) -> None:
+        self._sock = sock
+        self._engine = engine
+        self._packer = msgpack.Packer()
+        self._unpacker = msgpack.Unpacker(
+            raw=False, strict_map_key=True, max_buffer_size=MAX_BUFFER_BYTES, ext_hook=_no_ext
+        )
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+
+    def serve(self) -> None:
+        """Work until the parent closes its side. Raises ``RemoteError`` for nonsense, ``OSError`` when it is gone."""
+        self._send(["ready", dict(self._engine.routes)])
+        while self._receive():
+            batch = self._engine.next_batch()
+            if batch is not None:
+                self._send(["begin", batch.keys])
+                self._send(["done", self._run(batch)])
+
+    def _run(self, batch: Batch) -> list[Outcome]:
+        try:
+            return self._engine.run(batch)
+        except Exception as error:
+            from dolmetsch.engine import Outcome, one_line
+
+            log.exception("a batch of %d jobs failed", len(batch.keys))
+            for key in batch.keys:
+                self._engine.drop(key)
+            return [Outcome(key, None, "", "engine_error", one_line(error)) for key in batch.keys]
+
+    def _receive(self) -> bool:
+        """Take what the parent has sent, waiting for it only while there is no work. False: it closed its side."""
+        # Without a deadline: the end of the parent ends the wait, and an idle child has nothing else to do.
+        wait_ms = 0 if self._engine.pending else None
+        for _ in range(READS):
+            if not self._readable.poll(wait_ms):
+                return True
+            data = self._sock.recv(READ_BYTES)
+            if not data:
+                return False
+            self._feed(data)
+            wait_ms = 0
+        return True
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._unpacker.feed(data)
+            for message in self._unpacker:
+                self._take(message)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise RemoteError("bad_message", f"the parent sent what is not the protocol: {error}") from error
+
+    def _take(self, message: Any) -> None:
+        match message:
+            case ["jobs", list(jobs)]:
+                for job in jobs:
+                    self._submit(job)
+            case ["drop", list(keys)]:
+                for key in keys:
+                    self._engine.drop(key)
+            case _:
+                raise ValueError("an unknown message")
+
+    def _submit(self, job: Any) -> None:
+        match job:
+            case [bytes(key), str(route), [*texts], bool(urgent), bool(alone)] if all(
+                type(text) is str for text in texts
+            ):
+                self._engine.submit(key, route, texts, urgent=urgent, alone=alone)
+            case _:
+                raise ValueError("a job is not [key, route, texts, urgent, alone]")
+
+    def _send(self, message: list[Any]) -> None:
+        self._sock.sendall(self._packer.pack(message))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a child; return its exit status."""
+    options = _options(arguments)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format=f"%(asctime)s %(levelname)s worker[{options.core}]: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the node's to handle
+    die_with_parent()
+    with socket.socket(fileno=options.fd) as sock:
+        sock.settimeout(SEND_LIMIT_S)
+        try:
+            return _serve(sock, options)
+        except RemoteError as error:
+            log.error("%s", error)
+        except TimeoutError:
+            log.error("the parent has not read for %g s", SEND_LIMIT_S)
+        except ConnectionError as error:
+            log.error("the parent is gone: %s", error.strerror)
+    return PARENT_STATUS
+
+
+def _serve(sock: socket.socket, options: argparse.Namespace) -> int:
+    try:
+        engine = open_engine(options)
+    except (DolmetschError, ImportError) as error:
+        log.error("%s", error)
+        sock.sendall(msgpack.packb(["broken", str(error)]))
+        return BROKEN_STATUS
+    Worker(sock, engine).serve()
+    return 0
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies, even in the middle of a batch (man 2 prctl).
+
+    A parent that died before this call has closed its end of the socket, which ends the child too.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def open_engine(options: argparse.Namespace) -> Engine:
+    """Pin this process and open the engine that ``options`` asks for. Raises ``ConfigError`` or ``PackageError``."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if options.core >= 0:
+        try:
+            os.sched_setaffinity(0, {options.core})
+        except OSError as error:
+            raise ConfigError(f"core {options.core} cannot be used: {error.strerror}") from error
+    try:
+        config = msgspec.json.decode(options.config_json, type=EngineConfig)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"--config-json: {error}") from error
+    from dolmetsch.engine import ArgosEngine, EchoEngine
+
+    routes = options.routes.split(",") if options.routes else None
+    if options.engine == "echo":
+        return EchoEngine(routes or ["de→en"])
+    from dolmetsch.packages import find_packages
+
+    engine = ArgosEngine(find_packages(options.packages), config, only=routes)
+    engine.warm()
+    return engine
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m dolmetsch.worker", description="One child of a node.")
+    parser.add_argument("--fd", type=int, required=True, help="the inherited end of the node's socket")
+    parser.add_argument("--core", type=int, default=-1, help="the core to stay on; -1: any")
+    parser.add_argument("--engine", choices=("argos", "echo"), default="argos")
+    parser.add_argument("--config-json", default="{}", help="the [engine] section of the configuration")
+    parser.add_argument("--routes", default="", help="the routes to serve, such as de→en,en→fr; all if empty")
+    parser.add_argument("--packages", type=Path, nargs="+", help="folders to look for packages in")
+    return parser.parse_args(arguments)
+
+
+def _no_ext(code: int, data: bytes) -> Any:
+    raise ValueError(f"a msgpack extension of type {code}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
