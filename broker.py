@@ -111,11 +111,16 @@ class Broker:
     def _carry_out(self, effects: list[Effect], now: float) -> None:
         """Commit, then send; what the sends reveal may call for another round."""
         while effects:
-            changes = [effect for effect in effects if isinstance(effect, Persist)]
+            changes: list[Persist] = []
+            sends: list[Send] = []
+            for effect in effects:
+                if isinstance(effect, Persist):
+                    changes.append(effect)
+                else:
+                    sends.append(effect)
             if changes:
                 self._ledger.commit(changes)
                 self._tidy_at = now + TIDY_S
-            sends = [effect for effect in effects if isinstance(effect, Send)]
             gone = dict.fromkeys(one.peer for one in sends if not self._port.send(one.peer, one.message))
             effects = [effect for peer in gone for effect in self.scheduler.handle(PeerGone(peer), now)]
 

@@ -18,8 +18,9 @@ ROUTE: Final = re.compile(r"[a-z]{2,3}(?:_[A-Za-z]{2,4})?→[a-z]{2,3}(?:_[A-Za-
 
 def faulty(spec: JobSpec) -> Refusal | None:
     """What is wrong with the job itself; no retry will help."""
-    longest = max(map(len, spec.texts), default=0)
-    total = sum(map(len, spec.texts))
+    lengths = list(map(len, spec.texts))
+    total = sum(lengths)
+    longest = max(lengths, default=0)
     if longest > MAX_TEXT_CHARS or total > MAX_JOB_CHARS:
         return _refuse(
             spec, "too_large",

@@ -134,9 +134,7 @@ def _check_members(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> st
 def _check_member(member: zipfile.ZipInfo) -> None:
     name = member.orig_filename
     parts = name.removesuffix("/").split("/")
-    if any(
-        part in ("", ".", "..") or len(part.encode()) > NAME_MAX_BYTES for part in parts
-    ) or name.startswith("."):
+    if any(part in ("", ".", "..") or len(part.encode()) > NAME_MAX_BYTES for part in parts) or name.startswith("."):
         raise _Unsafe(f"the name {name[:80]!r} does not stay in its folder")
     if "\\" in name or ":" in name or not name.isprintable() or len(parts) > DEPTH_MAX:
         raise _Unsafe(f"the name {name[:80]!r} is not a plain one")

@@ -152,9 +152,7 @@ class Child:
                 for message in self._unpacker:
                     chars += self._take(message, now, outcomes)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise RemoteError(
-                "child_crashed", f"sent what is not the protocol: {error}"[:MAX_DETAIL_CHARS]
-            ) from error
+            raise RemoteError("child_crashed", f"sent what is not the protocol: {error}"[:MAX_DETAIL_CHARS]) from error
         return chars
 
     def _read(self, now: float) -> bytes:

@@ -178,9 +178,7 @@ def _attempt(session: Session, url: str, part: _Part, deadline: float, bar: bool
         _receive(response, part.path, have, total, deadline, bar)
 
 
-def _receive(
-    response: Response, path: Path, have: int, total: int | None, deadline: float, bar: bool
-) -> None:
+def _receive(response: Response, path: Path, have: int, total: int | None, deadline: float, bar: bool) -> None:
     from tqdm import tqdm
 
     if (total or 0) > ARCHIVE_MAX_BYTES:

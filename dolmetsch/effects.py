@@ -65,7 +65,7 @@ class Recover:
 Event = FromPeer | PeerGone | Tick | Drain | Recover
 
 
-class Op(enum.Enum):
+class Op(enum.StrEnum):
     """What to write in the ledger; the comment gives the row."""
 
     INSERT = "insert"  # seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now

@@ -8,8 +8,8 @@ it in length, so that nobody waits for a sort of everything, and sentences of di
 A text takes one *pass* for each package of its route: a route without a package of its own goes through English. A
 sentence longer than a model takes is cut into chunks of tokens, and their outputs are joined.
 
-Guards: an output's length is bounded by its input's; an output that is empty, loops or runs on is decoded once more
-with repetition held down; if that does not help, the job fails as ``degenerate_output`` rather than answer nonsense.
+Guards: an output's length is bounded by its input's; a sentence whose output is empty, loops or runs on waits for a
+second try with repetition held down; if that does not help, its job fails as ``degenerate_output``.
 
 ctranslate2 is imported when the first package is loaded, so that a child can set its thread count and core before.
 """
@@ -22,7 +22,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from dolmetsch.config import EngineConfig
@@ -40,6 +40,7 @@ OUT_SPARE: Final = 20  # and so many more, for the shortest sources
 LOOP_PERIOD: Final = 16  # tokens: the longest phrase looked for
 LOOP_COPIES: Final = 3  # copies in a row that make a loop, as in Holtzman et al. 2020
 LOOP_TOKENS: Final = 8  # shorter loops ("ha ha ha") are left alone
+DEGENERATE: Final = "degenerate_output"
 RETRY_BEAM: Final = 4  # with RETRY it cured all of 59 outputs; this beam alone 31, RETRY without n-grams 50
 RETRY: Final[Mapping[str, Any]] = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
 
@@ -177,22 +178,22 @@ class _Models:
     def decode(self, package: Package, rows: Sequence[Sequence[str]]) -> list[str]:
         return [sentence.strip() for sentence in self._tokenizers.get(package).decode(rows)]
 
-    def translate(self, package: Package, rows: list[Tokens]) -> dict[Tokens, list[str] | EngineError]:
-        """Decode ``rows``, and once more, with repetition held down, what comes out degenerate."""
+    def translate(
+        self, package: Package, rows: list[Tokens], again: bool
+    ) -> dict[Tokens, list[str] | EngineError]:
+        """The model's output for each of ``rows``; ``again``: as a second try, with repetition held down."""
         beam = self._config.beam_size
-        outputs = dict(zip(rows, self._run(package, rows, beam_size=beam), strict=True))
-        again = [
-            row for row in rows if not isinstance(out := outputs[row], EngineError) and degenerate(row, out)
-        ]
-        if again:
-            second = self._run(package, again, beam_size=max(beam, RETRY_BEAM), **RETRY)
-            for row, output in zip(again, second, strict=True):
-                fault = "" if isinstance(output, EngineError) else degenerate(row, output)
-                outputs[row] = EngineError("degenerate_output", f"{fault}, twice") if fault else output
+        options = {"beam_size": max(beam, RETRY_BEAM), **RETRY} if again else {"beam_size": beam}
+        outputs = dict(zip(rows, self._run(package, rows, options), strict=True))
+        for row, output in outputs.items():
+            if not isinstance(output, EngineError) and (fault := degenerate(row, output)):
+                outputs[row] = EngineError(DEGENERATE, fault)
         return outputs
 
-    def _run(self, package: Package, rows: list[Tokens], **options: Any) -> list[list[str] | EngineError]:
-        """The model's output for each of ``rows``. Where a batch fails, each is tried alone to find the culprit."""
+    def _run(
+        self, package: Package, rows: list[Tokens], options: Mapping[str, Any]
+    ) -> list[list[str] | EngineError]:
+        """Decode ``rows`` in one batch. Where that fails, each is tried alone to find the culprit."""
         translator = self._translators.get(package)
         prefix = [package.target_prefix] if package.target_prefix else []
         try:
@@ -204,9 +205,9 @@ class _Models:
                 replace_unknowns=True,
                 **options,
             )
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # any C++ exception, under whatever name pybind11 gives it
             if len(rows) > 1:
-                return [self._run(package, [row], **options)[0] for row in rows]
+                return [self._run(package, [row], options)[0] for row in rows]
             return [EngineError("engine_error", f"CTranslate2: {one_line(error)}")]
         hypotheses: list[list[str]] = [result.hypotheses[0] for result in results]
         return [tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else tokens for tokens in hypotheses]
@@ -222,7 +223,7 @@ class _Models:
             translator = ctranslate2.Translator(
                 str(package.path / "model"), compute_type=compute_type, inter_threads=1, intra_threads=1
             )
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # likewise: a broken file gives RuntimeError, IndexError and others
             raise PackageError(f"{package.path} cannot be loaded: {one_line(error)}") from error
         log.info("loaded %s %s (%s)", package.route, package.model_version, translator.compute_type)
         return translator
@@ -309,6 +310,7 @@ class _Sentence:
     part: _Part
     chunk: int
     tokens: Tokens
+    again: bool = False  # the second try, as the output of the first was degenerate
 
 
 class _Backlog:
@@ -381,7 +383,7 @@ class _Backlog:
 
 def _pool(sentence: _Sentence, urgent: bool) -> tuple[object, ...]:
     """Sentences with the same pool may share a batch."""
-    return (sentence.package.path, urgent, sentence.job.key if sentence.job.alone else None)
+    return (sentence.package.path, sentence.again, urgent, sentence.job.key if sentence.job.alone else None)
 
 
 # ---- the engines ----
@@ -449,7 +451,7 @@ class ArgosEngine:
     def run(self, batch: Batch) -> list[Outcome]:
         wanted = [sentence for sentence in batch.sentences if self._has(sentence.job)]
         if wanted:
-            self._translate(wanted[0].package, wanted)
+            self._translate(wanted[0].package, wanted, wanted[0].again)
         finished, self._finished = self._finished, []
         return [*batch.outcomes, *finished]
 
@@ -471,23 +473,27 @@ class ArgosEngine:
             for place, tokens in enumerate(chunks):
                 self._backlog.add(_Sentence(job, package, part, place, tokens))
 
-    def _translate(self, package: Package, sentences: list[_Sentence]) -> None:
+    def _translate(self, package: Package, sentences: list[_Sentence], again: bool) -> None:
         rows = list(dict.fromkeys([sentence.tokens for sentence in sentences]))
         try:
-            outputs = self._models.translate(package, rows)
+            outputs = self._models.translate(package, rows, again)
         except (PackageError, ConfigError) as error:
             outputs = dict.fromkeys(rows, EngineError("engine_error", str(error)))
         parts = []
         for sentence in sentences:
-            output = outputs[sentence.tokens]
-            if isinstance(output, EngineError):
+            output, part = outputs[sentence.tokens], sentence.part
+            if not isinstance(output, EngineError):
+                part.outputs[sentence.chunk] = output
+                part.left -= 1
+                if not part.left:
+                    parts.append(part)
+            elif not self._has(sentence.job):
+                continue  # another sentence of it failed just now
+            elif output.code == DEGENERATE and not again:
+                # In a batch of its own, so that no other job waits for it, and the parent sees progress.
+                self._backlog.add(replace(sentence, again=True))
+            else:
                 self._fail(sentence.job, output.code, output.detail)
-                continue
-            part = sentence.part
-            part.outputs[sentence.chunk] = output
-            part.left -= 1
-            if not part.left:
-                parts.append(part)
         translations = self._models.decode(package, [part.tokens for part in parts])
         for part, translation in zip(parts, translations, strict=True):
             if self._has(part.text.job):
@@ -528,9 +534,8 @@ class ArgosEngine:
         self._finished.append(Outcome(job.key, tuple(job.texts), job.model))
 
     def _fail(self, job: _Job, code: str, detail: str) -> None:
-        if self._has(job):
-            self._forget(job)
-            self._finished.append(Outcome(job.key, None, job.model, code, detail[:MAX_DETAIL_CHARS]))
+        self._forget(job)
+        self._finished.append(Outcome(job.key, None, job.model, code, detail[:MAX_DETAIL_CHARS]))
 
     def _has(self, job: _Job) -> bool:
         """Whether it has neither ended nor been dropped."""

@@ -18,7 +18,7 @@ from dolmetsch.errors import LocalError
 STORY_LINES: Final = 16  # enough for every attempt of a job that ends as a dead letter; a job costs memory
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """Where a job stands; the values are the wire's words."""
 
     QUEUED = "queued"
@@ -76,7 +76,7 @@ class Job:
         self.lane = lane
         self.route = route
         self.texts = texts
-        self.chars = sum([len(text) for text in texts])
+        self.chars = sum(map(len, texts))
         self.reply_to = reply_to
         self.deadline = deadline
         self.queued_at = now
@@ -114,9 +114,11 @@ class Job:
 
     def measure(self) -> int:
         """Bytes of memory that the job takes, roughly."""
-        size = sum([2 * len(text) for text in self.texts]) + len(self.reply_to) + JOB_BYTES
+        size = JOB_BYTES + len(self.reply_to)
+        if self.texts:
+            size += 2 * self.chars
         if self.outcome is not None and self.outcome.texts is not None:
-            size += 2 * sum([len(text) for text in self.outcome.texts])
+            size += 2 * sum(map(len, self.outcome.texts))
         return size
 
 

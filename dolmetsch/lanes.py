@@ -138,8 +138,8 @@ class Lanes:
 
     def pop(self, routes: Set[str], now: float) -> Job | None:
         """The next job among those that need one of ``routes``."""
-        order = (BULK, INTERACTIVE) if self._bulk_due(routes, now) else (INTERACTIVE, BULK)
-        for lane in order:
+        bulk_first = bool(self._queues[INTERACTIVE]) and self._bulk_due(routes, now)
+        for lane in (BULK, INTERACTIVE) if bulk_first else (INTERACTIVE, BULK):
             job = self._pop_lane(lane, routes)
             if job is not None:
                 self._interactive_chars = 0 if lane == BULK else self._interactive_chars + job.chars

@@ -8,7 +8,7 @@ are keyed by the job's number, so inserts append. Texts are gone once a job is d
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -42,14 +42,15 @@ CREATE TABLE job (
     "CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL)",
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
+_pack: Final = msgpack.Packer().pack  # one packer for all: packb makes a new one each time
 _STATEMENTS: Final = {
-    Op.INSERT: "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    Op.INSERT: "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s,"
+    " state, attempt, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     Op.LEASE: "UPDATE job SET state = 'leased', attempt = ?, node = ? WHERE seq = ?",
     Op.QUEUE: "UPDATE job SET state = 'queued', outcome = NULL, failures = ?, deadline = ? WHERE seq = ?",
     Op.OWN: "UPDATE job SET gateway = ? WHERE seq = ?",
     Op.FINISH: "UPDATE job SET state = ?, outcome = ?, texts = CASE WHEN ? THEN NULL ELSE texts END WHERE seq = ?",
-    Op.REMOVE: "DELETE FROM job WHERE seq = ?",
+    Op.REMOVE: "DELETE FROM job WHERE seq BETWEEN ? AND ?",
 }
 
 
@@ -184,9 +185,10 @@ class SqliteLedger:
         try:
             db.execute("BEGIN")
             for op, rows in _runs(changes):
-                db.executemany(_STATEMENTS[op], map(_PARAMETERS[op], rows))
-                if op is Op.REMOVE:
-                    self._remember(db, [row[1] for row in rows])
+                db.executemany(_STATEMENTS[op], rows)
+            settled = [row[1] for op, row in changes if op is Op.REMOVE]
+            if settled:
+                self._remember(db, settled)
             db.execute("COMMIT")
         except sqlite3.Error as error:
             if db.in_transaction:
@@ -213,51 +215,61 @@ class SqliteLedger:
             self._db = None
 
 
-def _runs(changes: Iterable[Persist]) -> list[tuple[Op, list[tuple[Any, ...]]]]:
-    """Changes in an order that keeps each job's own, with like statements together: one ``executemany`` each.
+Runs = list[tuple[Op, list[tuple[Any, ...]]]]
 
-    A job may be inserted, leased, finished and removed in one tick, in this order; only what comes back (QUEUE, OWN)
-    may stand between, and then the plain order is kept from there on.
-    """
-    if any(op is Op.QUEUE or op is Op.OWN for op, _ in changes):
-        runs: list[tuple[Op, list[tuple[Any, ...]]]] = []
-        for op, row in changes:
-            if not runs or runs[-1][0] is not op:
-                runs.append((op, []))
-            runs[-1][1].append(row)
-        return runs
+
+def _runs(changes: Sequence[Persist]) -> Runs:
+    """The parameters for each statement, like ones together (for ``executemany``), each job's own in order."""
+    if any([op is Op.QUEUE or op is Op.OWN for op, _ in changes]):
+        return _in_order(changes)
+    # Without a job that comes back, a job's changes come as INSERT, LEASE, FINISH, REMOVE, whatever stands between.
     groups: dict[Op, list[tuple[Any, ...]]] = {Op.INSERT: [], Op.LEASE: [], Op.FINISH: [], Op.REMOVE: []}
     for op, row in changes:
         groups[op].append(row)
-    return [(op, rows) for op, rows in groups.items() if rows]
+    # A job leased in the tick in which it came is written once.
+    leases = {row[2]: row for row in groups[Op.LEASE]}
+    inserts = [_insert(row, leases.pop(row[0], None)) for row in groups[Op.INSERT]]
+    finishes = [_finish(row) for row in groups[Op.FINISH]]
+    removes = _ranges([row[0] for row in groups[Op.REMOVE]])
+    runs = [(Op.INSERT, inserts), (Op.LEASE, list(leases.values())), (Op.FINISH, finishes), (Op.REMOVE, removes)]
+    return [(op, rows) for op, rows in runs if rows]
 
 
-def _insert(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _in_order(changes: Sequence[Persist]) -> Runs:
+    runs: Runs = []
+    for op, row in changes:
+        if not runs or runs[-1][0] is not op:
+            runs.append((op, []))
+        if op is Op.INSERT:
+            row = _insert(row, None)
+        elif op is Op.FINISH:
+            row = _finish(row)
+        elif op is Op.REMOVE:
+            row = (row[0], row[0])
+        runs[-1][1].append(row)
+    return runs
+
+
+def _ranges(numbers: list[int]) -> list[tuple[Any, ...]]:
+    """(first, last) of each stretch of consecutive numbers: jobs come and go in order, so that there are few."""
+    ranges: list[tuple[Any, ...]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges
+
+
+def _insert(row: tuple[Any, ...], lease: tuple[Any, ...] | None) -> tuple[Any, ...]:
     seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now = row
-    return (seq, job_id, gateway, tenant, lane, route, msgpack.packb(texts), reply_to, deadline, deadline - now)
+    state = ("queued", 0, None) if lease is None else ("leased", lease[0], lease[1])
+    return (seq, job_id, gateway, tenant, lane, route, _pack(texts), reply_to, deadline, deadline - now, *state)
 
 
 def _finish(row: tuple[Any, ...]) -> tuple[Any, ...]:
     state, outcome, seq = row
-    return (state, msgpack.packb(outcome), state == "done", seq)
-
-
-def _as_it_is(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return row
-
-
-def _number_only(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return row[:1]
-
-
-_PARAMETERS: Final = {
-    Op.INSERT: _insert,
-    Op.LEASE: _as_it_is,
-    Op.QUEUE: _as_it_is,
-    Op.OWN: _as_it_is,
-    Op.FINISH: _finish,
-    Op.REMOVE: _number_only,
-}
+    return (state, _pack(outcome), state == "done", seq)
 
 
 def _record(row: tuple[Any, ...]) -> Record:

@@ -81,9 +81,7 @@ def sd_notify(state: str) -> bool:
     if address.startswith("@"):
         address = "\0" + address[1:]  # the abstract name space of unix(7)
     try:
-        with socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        ) as sock:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
             sock.connect(address)
             sock.send(state.encode())
     except OSError:

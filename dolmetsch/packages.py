@@ -374,20 +374,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing = commands.add_parser("list", help="what is here, and which package each route uses")
     listing.add_argument("--json", action="store_true", help="for programs")
     adding = commands.add_parser("install", help="install a route from the index, or a file")
-    adding.add_argument(
-        "what", nargs="+", metavar="CODE|FILE", help="two codes (de en), or one .argosmodel file"
-    )
+    adding.add_argument("what", nargs="+", metavar="CODE|FILE", help="two codes (de en), or one .argosmodel file")
     adding.add_argument("--index", metavar="URL", help="default: DOLMETSCH_INDEX, else the official index")
     removing = commands.add_parser("remove", help="remove an installed package")
     removing.add_argument("from_code", metavar="de")
     removing.add_argument("to_code", metavar="en")
     commands.add_parser("verify", help="load every package in use and let it translate")
     arguments = parser.parse_args(argv)
-    if (
-        arguments.command == "install"
-        and len(arguments.what) != 2
-        and (arguments.index or arguments.what[1:])
-    ):
+    if arguments.command == "install" and len(arguments.what) != 2 and (arguments.index or arguments.what[1:]):
         parser.error("install takes two codes, which --index may go with, or one file")
     logging.basicConfig(format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -152,9 +152,7 @@ class Pool:
     def children(self) -> list[ChildInfo]:
         """Describe every child, also those that are ending."""
         return [slot.describe(self._now) for slot in self._slots] + [
-            ChildInfo(
-                child.process.pid, child.core, "ending", child.rss_bytes(), 0, child.jobs_done, 0, 0.0, 0.0
-            )
+            ChildInfo(child.process.pid, child.core, "ending", child.rss_bytes(), 0, child.jobs_done, 0, 0.0, 0.0)
             for child in self._leaving
         ]
 
@@ -275,9 +273,7 @@ class Pool:
         for child, jobs in given.items():
             child.give(jobs)
 
-    def _receive(
-        self, slot: Slot, child: Child, now: float, outcomes: list[PoolOutcome], reads: int = 1
-    ) -> None:
+    def _receive(self, slot: Slot, child: Child, now: float, outcomes: list[PoolOutcome], reads: int = 1) -> None:
         was_ready, before = child.ready_at is not None, len(outcomes)
         try:
             chars = child.receive(now, outcomes, reads)
@@ -315,9 +311,7 @@ class Pool:
             return now >= child.started_at + START_LIMIT_S
         return child.stalled_s(now) >= self.config.job_limit_s
 
-    def _lose(
-        self, slot: Slot, child: Child, code: str, words: str, now: float, outcomes: list[PoolOutcome]
-    ) -> None:
+    def _lose(self, slot: Slot, child: Child, code: str, words: str, now: float, outcomes: list[PoolOutcome]) -> None:
         """Part with a dead or stuck child: blame the batch it had begun, requeue the rest, plan a restart."""
         self.last_death = f"the child on core {child.core} (pid {child.process.pid}) {words}"
         for key in child.batch:

@@ -427,8 +427,9 @@ class Scheduler:
         self, open_nodes: list[Node], routes: set[str], leases: dict[bytes, list[Job]], now: float
     ) -> bool:
         """Lease until one of ``open_nodes`` has no credit left (True), or nothing for them waits (False)."""
+        able = {route: [node for node in open_nodes if route in node.routes] for route in routes}
         while (job := self.books.lanes.pop(routes, now)) is not None:
-            node = _earliest(open_nodes, job)
+            node = _earliest(able[job.route], job)
             job.attempt += 1
             self.books.lease(job, node, now, "leased to")
             leases.setdefault(node.peer, []).append(job)
@@ -489,12 +490,13 @@ class Scheduler:
         )
 
 
-def _earliest(nodes: list[Node], job: Job) -> Node:
+def _earliest(able: list[Node], job: Job) -> Node:
     """The node with the earliest estimated finish; for a job that came back, rather not the one it came from."""
-    able = [node for node in nodes if job.route in node.routes]
-    if job.attempt and len(able) > 1:
+    if len(able) == 1:
+        return able[0]
+    if job.attempt:
         able = [node for node in able if node.name != job.node] or able
-    return able[0] if len(able) == 1 else min(able, key=lambda node: node.finish_s(job.chars))
+    return min(able, key=lambda node: node.finish_s(job.chars))
 
 
 def _leased_job(job: Job) -> LeasedJob:

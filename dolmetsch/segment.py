@@ -47,9 +47,7 @@ _MAX_RUN_CHARS: Final = 4000
 
 _LINE_END: Final = r"\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"  # what str.splitlines takes for one
 _PREFIX: Final = r"(?:(?:>>>|>|[-*+•]|-\#|\#{1,3}|\d{1,9}[.)])[ \t]++)"
-_EMOJI_ELEMENT: Final = (
-    r"\p{Emoji}(?:\p{EMod}|[\uFE0E\uFE0F]\u20E3?|\u20E3|[\U000E0020-\U000E007E]++\U000E007F)?+"
-)
+_EMOJI_ELEMENT: Final = r"\p{Emoji}(?:\p{EMod}|[\uFE0E\uFE0F]\u20E3?|\u20E3|[\U000E0020-\U000E007E]++\U000E007F)?+"
 _TOKEN_PATTERN: Final = rf"""
       (?P<cut>
         (?:\A|[{_LINE_END}]) (?:[^\S{_LINE_END}]*+[{_LINE_END}])*+ [ \t]*+ {_PREFIX}++
@@ -107,9 +105,7 @@ _LETTER: Final = regex.compile(r"\p{L}")
 _SOLID: Final = regex.compile(r"[\p{L}\p{N}]")
 _GLUE: Final = regex.compile(r"[\w\p{M}]")
 # What a sentence begins with: a letter, a digit, an opening quote or bracket, or a sign that belongs to them.
-_START: Final = regex.compile(
-    r"[\p{L}\p{N}\p{Ps}\p{Pi}\p{Pf}\p{Sc}\"'§¿¡]|[@\#&](?=[\p{L}\p{N}])|[%+\-−](?=\p{N})"
-)
+_START: Final = regex.compile(r"[\p{L}\p{N}\p{Ps}\p{Pi}\p{Pf}\p{Sc}\"'§¿¡]|[@\#&](?=[\p{L}\p{N}])|[%+\-−](?=\p{N})")
 _SOFT_TAIL: Final = regex.compile(r"[\s,;:\p{Pd}\p{Ps}]")
 _STAND_IN: Final = regex.compile(rf"(?<![\w\p{{M}}])(?:{'|'.join(STAND_INS)})(?![\w\p{{M}}])")
 _WIDENABLE: Final = frozenset({"*", "**", "***", "_", "__", "___", "||"})
@@ -327,9 +323,7 @@ def _add_run(builder: _Builder, text: str, spans: list[_Token], language: str) -
                 at -= 1
                 end = last.start
         if end > start:
-            _add_sentence(
-                builder, text[start:end], [span.moved(-start) for span in spans[first:at]], language
-            )
+            _add_sentence(builder, text[start:end], [span.moved(-start) for span in spans[first:at]], language)
             start = end
 
 
@@ -460,9 +454,7 @@ def _trim(text: str) -> tuple[str, str, str]:
     while text[end - 1].isspace() or not (text[end - 1].isprintable() or _GLUE.match(text[end - 1])):
         end -= 1
     closers = _WRAPPERS.get(text[start], "")
-    if text[end - 1] in closers and not any(
-        sign in text[start + 1 : end - 1] for sign in text[start] + closers
-    ):
+    if text[end - 1] in closers and not any(sign in text[start + 1 : end - 1] for sign in text[start] + closers):
         lead, core, tail = _trim(text[start + 1 : end - 1])
         return text[: start + 1] + lead, core, tail + text[end - 1 :]
     return text[:start], text[start:end], text[end:]

@@ -3,7 +3,8 @@
 One door, as in the scheduler: ``handle(event, now)`` gives effects. The rules:
 
 1. Register when there is something to offer; again whenever the broker does not know us or was silent too long.
-2. What is leased is *held* until its outcome is received, and every heartbeat and registration lists all of it.
+2. What is leased is *held* until its outcome is received. A registration lists all of it; a heartbeat only what is
+   still worked on, because an outcome goes the same way before it.
 3. An outcome is sent at once, and again every ``RESEND_S`` until the broker says that it has it.
 4. A node that drains takes nothing more, finishes what it holds, says goodbye and leaves; past its time it leaves
    anyway, and the broker gives the rest to others.
@@ -299,7 +300,7 @@ class Session:
         if not self._link.up:
             return
         beat = Heartbeat(
-            held=self._leases(),
+            held=tuple([HeldLease(*lease) for lease in self._held.items() if lease[0] not in self._sent_at]),
             capacity=self._capacity,
             draining=draining,
             workers=health.workers,

@@ -39,9 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise PackageError(
-            f"{folder} cannot be changed ({reason}); DOLMETSCH_PACKAGES names another folder"
-        ) from error
+        raise PackageError(f"{folder} cannot be changed ({reason}); DOLMETSCH_PACKAGES names another folder") from error
 
 
 def temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:

@@ -51,7 +51,7 @@ class SentencePieceTokenizer:
 
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # whatever a broken file makes its C++ raise
             raise PackageError(f"{path} is not a SentencePiece model") from error
 
     def encode(self, sentences: Sequence[str]) -> list[list[str]]:
@@ -91,7 +91,9 @@ class BpeTokenizer:
         return [self._decode(row) for row in rows]
 
     def _decode(self, row: Sequence[str]) -> str:
-        sentence: str = self._detokenizer.detokenize(" ".join(row).replace(f"{JOINER} ", "").split())
+        sentence: str = self._detokenizer.detokenize(
+            "".join([f"{token} " for token in row]).replace(f"{JOINER} ", "").split()
+        )
         return sentence
 
     def starts_word(self, tokens: Sequence[str], at: int) -> bool:

@@ -68,10 +68,13 @@ class Worker:
         """Work until the parent closes its side. Raises ``RemoteError`` for nonsense, ``OSError`` when it is gone."""
         self._send(["ready", dict(self._engine.routes)])
         while self._receive():
-            batch = self._engine.next_batch()
-            if batch is not None:
-                self._send(["begin", batch.keys])
-                self._send(["done", self._run(batch)])
+            self._work()
+
+    def _work(self) -> None:
+        batch = self._engine.next_batch()
+        if batch is not None:
+            self._send(["begin", batch.keys])
+            self._send(["done", self._run(batch)])
 
     def _run(self, batch: Batch) -> list[Outcome]:
         try:
@@ -111,7 +114,7 @@ class Worker:
             case ["jobs", list(jobs)]:
                 for job in jobs:
                     self._submit(job)
-            case ["drop", list(keys)]:
+            case ["drop", list(keys)] if all(type(key) is bytes for key in keys):
                 for key in keys:
                     self._engine.drop(key)
             case _:

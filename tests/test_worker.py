@@ -1,0 +1,317 @@
+"""A child as a real process on a real socket: its protocol, its end, its memory."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import psutil
+import pytest
+
+from dolmetsch.engine import Batch, EchoEngine, Outcome
+from dolmetsch.worker import Worker
+
+HOUSE = Path(__file__).parent.parent
+EMBEDDED = HOUSE / "models" / "translate-de_en-1_0"
+ROUTE = "de→en"
+LIMIT_S = 30.0  # far above what anything here takes
+
+
+class Parent:
+    """The node's side of one child."""
+
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.sock = sock
+        self.process = process
+        self._unpacker = msgpack.Unpacker(raw=False, max_buffer_size=2**24)
+        sock.settimeout(LIMIT_S)
+
+    def send(self, *message: Any) -> None:
+        self.sock.sendall(msgpack.packb(list(message)))
+
+    def jobs(self, *jobs: tuple[bytes, list[str]], alone: bool = False) -> None:
+        self.send("jobs", [[key, ROUTE, texts, False, alone] for key, texts in jobs])
+
+    def receive(self) -> list[Any]:
+        for message in self._unpacker:
+            assert isinstance(message, list)
+            return message
+        data = self.sock.recv(2**18)
+        assert data, self.errors()
+        self._unpacker.feed(data)
+        return self.receive()
+
+    def finish(self, *keys: bytes) -> dict[bytes, list[Any]]:
+        """Receive until all of ``keys`` are done; begin and done must alternate."""
+        answers: dict[bytes, list[Any]] = {}
+        while set(keys) - set(answers):
+            kind, begun = self.receive()
+            assert kind == "begin" and begun
+            kind, done = self.receive()
+            assert kind == "done"
+            assert {answer[0] for answer in done} <= set(begun)
+            answers.update({answer[0]: answer[1:] for answer in done})
+        return answers
+
+    def end(self) -> int:
+        self.sock.shutdown(socket.SHUT_WR)
+        return self.process.wait(LIMIT_S)
+
+    def errors(self) -> str:
+        """Everything on its standard error, once it has ended."""
+        return self.process.communicate(timeout=LIMIT_S)[1].decode()
+
+
+Start = Callable[..., Parent]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    parents: list[Parent] = []
+
+    def start_child(*options: str) -> Parent:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dolmetsch.worker", "--fd", str(theirs.fileno()), *options],
+                pass_fds=[theirs.fileno()],
+                cwd=HOUSE,
+                stderr=subprocess.PIPE,
+            )
+        parents.append(Parent(ours, process))
+        return parents[-1]
+
+    yield start_child
+    for parent in parents:
+        parent.sock.close()
+        parent.process.kill()
+        parent.process.communicate(timeout=LIMIT_S)
+
+
+@pytest.fixture
+def argos(start: Start) -> Parent:
+    parent = start("--packages", str(EMBEDDED.parent), "--core", str(min(os.sched_getaffinity(0))))
+    kind, routes = parent.receive()
+    assert kind == "ready" and list(routes) == [ROUTE] and routes[ROUTE]
+    return parent
+
+
+@pytest.fixture
+def echo(start: Start) -> Parent:
+    parent = start("--engine", "echo", "--routes", "de→en,en→fr")
+    assert parent.receive() == ["ready", {"de→en": "echo", "en→fr": "echo"}]
+    return parent
+
+
+def test_jobs_are_translated_on_the_given_core(argos: Parent) -> None:
+    child = psutil.Process(argos.process.pid)
+    assert child.cpu_affinity() == [min(os.sched_getaffinity(0))]
+    argos.jobs((b"1", ["Ich bin müde.", ""]), (b"2", ["<@42>, wo ist der Bahnhof?"]))
+    answers = argos.finish(b"1", b"2")
+    assert answers[b"1"][0] == ["I'm tired.", ""]
+    assert answers[b"1"][1].startswith("de_en-1.0") and answers[b"1"][2:] == ["", ""]
+    assert answers[b"2"][0][0].startswith("<@42>, ")
+    assert argos.end() == 0
+    assert "loaded de→en" in argos.errors()
+
+
+def test_begin_names_the_jobs_of_its_batch(argos: Parent) -> None:
+    argos.send("jobs", [[b"s", ROUTE, ["Hallo."], False, True], [b"n", ROUTE, ["Hallo."], False, False]])
+    assert argos.receive() == ["begin", [b"s"]]
+    assert argos.receive()[0] == "done"
+    assert argos.receive() == ["begin", [b"n"]]
+    assert argos.receive()[0] == "done"
+
+
+def test_a_failed_job_is_answered_with_a_code(argos: Parent) -> None:
+    argos.send("jobs", [[b"1", "tlh→en", ["nuqneH"], False, False]])
+    texts, model, code, detail = argos.finish(b"1")[b"1"]
+    assert (texts, model, code) == (None, "", "no_route")
+    assert "tlh→en" in detail
+
+
+def test_dropped_jobs_are_not_answered(echo: Parent) -> None:
+    job = [b"1", ROUTE, ["a"], False, False]
+    packed = [["jobs", [job, [b"2", *job[1:]]]], ["drop", [b"1", b"unknown"]], ["jobs", [[b"3", *job[1:]]]]]
+    echo.sock.sendall(b"".join([msgpack.packb(message) for message in packed]))
+    assert list(echo.finish(b"3")) == [b"2", b"3"]
+
+
+def test_every_job_of_many_comes_back_once(echo: Parent) -> None:
+    keys = [number.to_bytes(16, "big") for number in range(5000)]
+    answers = {}
+    for begin in range(0, len(keys), 500):
+        echo.jobs(*[(key, ["Hallo", key.hex()]) for key in keys[begin : begin + 500]])
+        answers.update(echo.finish(*keys[begin : begin + 500]))
+    assert [answers[key][0] for key in keys] == [["Hallo", key.hex()] for key in keys]
+    assert echo.end() == 0
+    assert "untranslated" in echo.errors()
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xc1",
+        msgpack.packb("hello"),
+        msgpack.packb(["dance", []]),
+        msgpack.packb(["jobs", [[b"1", ROUTE, "text", False, False]]]),
+        msgpack.packb(["jobs", [[b"1", ROUTE, [1], False, False]]]),
+        msgpack.packb(["jobs", [["1", ROUTE, [], False, False]]]),
+        msgpack.packb(["drop", [[]]]),
+        msgpack.packb(["jobs", msgpack.ExtType(1, b"")]),
+        msgpack.packb(["jobs", msgpack.Timestamp(1)]),
+        msgpack.packb(["jobs", [[b"1", b"\xff", [], False, False]]]),
+    ],
+)
+def test_nonsense_ends_the_child_with_one_line(echo: Parent, garbage: bytes) -> None:
+    echo.sock.sendall(garbage)
+    assert echo.process.wait(LIMIT_S) == 4
+    *_, last = echo.errors().splitlines()
+    assert "the parent sent what is not the protocol" in last and "ERROR worker[-1]" in last
+
+
+class BrokenEngine(EchoEngine):
+    """Fails at the jobs that it is asked to fail at."""
+
+    def run(self, batch: Batch) -> list[Outcome]:
+        if b"bad" in batch.keys:
+            raise KeyError("no such\nthing")
+        return super().run(batch)
+
+
+def test_an_error_in_a_batch_costs_its_jobs_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(msgpack.packb(["jobs", [[b"bad", ROUTE, ["a"], True, False]]]))
+        ours.sendall(msgpack.packb(["jobs", [[b"good", ROUTE, ["a"], False, False]]]))
+        ours.shutdown(socket.SHUT_WR)
+        worker = Worker(theirs, BrokenEngine([ROUTE]))
+        assert worker._receive()
+        for _ in range(2):
+            worker._work()
+        unpacker = msgpack.Unpacker(raw=False)
+        unpacker.feed(ours.recv(2**18))
+        assert list(unpacker) == [
+            ["begin", [b"bad"]],
+            ["done", [[b"bad", None, "", "engine_error", "'no such\\nthing'"]]],
+            ["begin", [b"good"]],
+            ["done", [[b"good", ["a"], "echo", "", ""]]],
+        ]
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_a_parent_that_does_not_read_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(
+            msgpack.packb(["jobs", [[b"%d" % n, ROUTE, ["a" * 20_000], False, False] for n in range(5)]])
+        )
+        theirs.settimeout(0.1)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with pytest.raises(TimeoutError):
+            Worker(theirs, EchoEngine([ROUTE])).serve()
+
+
+def test_an_interrupt_in_the_terminal_does_not_end_it(echo: Parent) -> None:
+    echo.process.send_signal(signal.SIGINT)
+    echo.jobs((b"1", ["a"]))
+    assert echo.finish(b"1")[b"1"][0] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--packages", "no/such/folder"], "no Argos package"),
+        (["--packages", str(EMBEDDED.parent), "--routes", "fr→de"], "fr→de"),
+        (["--packages", str(EMBEDDED.parent), "--config-json", '{"beam_size": 0}'], "beam_size"),
+        (["--packages", str(EMBEDDED.parent), "--config-json", '{"compute_type": "int3"}'], "int3"),
+        (["--core", "4095"], "core 4095 cannot be used"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_in_one_line(start: Start, options: list[str], words: str) -> None:
+    parent = start(*options)
+    kind, detail = parent.receive()
+    assert kind == "broken" and words in detail and "\n" not in detail
+    assert parent.process.wait(LIMIT_S) == 3
+    assert "Traceback" not in parent.errors()
+
+
+def test_a_broken_package_is_said_in_one_line(start: Start, tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / EMBEDDED.name)
+    (tmp_path / EMBEDDED.name / "model" / "model.bin").write_bytes(b"\x00" * 100)
+    parent = start("--packages", str(tmp_path))
+    kind, detail = parent.receive()
+    assert kind == "broken" and str(tmp_path) in detail and "\n" not in detail
+    assert parent.process.wait(LIMIT_S) == 3
+
+
+LAUNCHER = """
+import socket, subprocess, sys, time
+ours, theirs = socket.socketpair()
+process = subprocess.Popen(
+    [sys.executable, "-m", "dolmetsch.worker", "--fd", str(theirs.fileno()), "--engine", "echo"],
+    pass_fds=[theirs.fileno()],
+)
+ours.recv(100)  # it is ready
+print(process.pid, ours.fileno(), flush=True)
+time.sleep(60)
+"""
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_the_child_dies_with_its_parent() -> None:
+    """Even when it is stopped and cannot see its socket close: the kernel does it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], cwd=HOUSE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline().split()[0]))
+        child.suspend()
+        parent.kill()
+        until = time.monotonic() + LIMIT_S
+        while lives(child):
+            assert time.monotonic() < until, "the child lives on"
+            time.sleep(0.01)  # between two looks
+
+
+SUBJECTS = ("Ich", "Mein Bruder", "Die Frau von nebenan", "Unser alter Lehrer", "Tom", "Das kleine Mädchen")
+VERBS = ("sieht", "kennt", "sucht seit drei Tagen", "möchte morgen früh", "vergisst immer", "braucht")
+OBJECTS = (
+    "den Schlüssel",
+    "ein neues Fahrrad, weil das alte kaputt ist",
+    "die Bücher, die auf dem Tisch liegen",
+    "das Haus am Ende der Straße, in dem früher seine Großeltern gewohnt haben",
+    "eine gute Idee",
+    "den Weg zum Bahnhof",
+)
+PLACES = ("", " in Berlin")
+
+
+def test_memory_stays_within_its_bound(argos: Parent) -> None:
+    """At most 2.5 times the package on disk plus 120 MiB, at its highest (VmHWM)."""
+    words = itertools.product(SUBJECTS, VERBS, OBJECTS, PLACES)
+    texts = [f"{who} {does} {what}{where}." for who, does, what, where in words][:400]
+    keys = [b"%d" % number for number in range(len(texts))]
+    argos.jobs(*[(key, [text]) for key, text in zip(keys, texts, strict=True)])
+    answers = argos.finish(*keys)
+    assert all(answers[key][0] for key in keys)
+    status = Path(f"/proc/{argos.process.pid}/status").read_text()
+    peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    size = sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file())
+    assert peak <= 2.5 * size + 120 * 2**20
