@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -145,9 +145,15 @@ class _Output:
         self._bar.close()
 
 
-async def _many_lines(client: Client, order: Order, output: _Output, lines: AsyncIterator[tuple[int, str]]) -> int:
+async def _many_lines(
+    client: Client,
+    order: Order,
+    output: _Output,
+    lines: AsyncIterator[tuple[int, str]],
+    early: dict[bytes, Answer] | None = None,
+) -> int:
     try:
-        await LineRun(client, order, output.write).run(lines)
+        await LineRun(client, order, output.write, {} if early is None else early).run(lines)
     finally:
         output.close()
     if output.failed:
@@ -181,20 +187,26 @@ async def _file(where: str, arguments: argparse.Namespace) -> int:
     async with contextlib.AsyncExitStack() as stack:
         progress, out = Progress.open(arguments.out, source, overwrite=arguments.overwrite)
         stack.enter_context(out)
-        client = await stack.enter_async_context(_connect(where, f"cli-{progress.run_id[:12]}"))
+        early: dict[bytes, Answer] = {}
+        gateway = f"cli-{progress.run_id[:12]}"
+        client = await stack.enter_async_context(_connect(where, gateway, lambda one: _keep(early, one)))
         if progress.written:
             print(f"going on behind line {progress.written} of {total}", file=sys.stderr)
         output = _Output(out, route, arguments.json, progress, total)
         lines = file_lines(arguments.file, progress.written)
-        status = await _many_lines(client, _order(arguments, progress.run_id), output, lines)
+        status = await _many_lines(client, _order(arguments, progress.run_id), output, lines, early)
         progress.close()
         print(f"{total} lines, {arguments.out}", file=sys.stderr)
         return status
 
 
+def _keep(early: dict[bytes, Answer], answer: Answer) -> None:
+    early[answer.job_id] = answer
+
+
 @contextlib.asynccontextmanager
-async def _connect(where: str, gateway: str) -> AsyncIterator[Client]:
-    async with Client(where, gateway=gateway) as client:
+async def _connect(where: str, gateway: str, on_stray: Callable[[Answer], None] | None = None) -> AsyncIterator[Client]:
+    async with Client(where, gateway=gateway, on_stray=on_stray) as client:
         await client.wait_up(CONNECT_S)
         yield client
 
@@ -206,7 +218,7 @@ async def _wait_ready(where: str, within_s: float) -> int:
         while (left_s := until - loop.time()) > 0:
             with contextlib.suppress(NoBroker):
                 status = await client.status(left_s)
-                if status.routes:
+                if status.routes and any(node.workers for node in status.nodes):
                     print(_ready_line(status), flush=True)
                     return 0
             await asyncio.sleep(LOOK_S)

@@ -205,6 +205,7 @@ class Node:
                     self._log.warning("no broker answers at %s; trying again until one does", self._port.where)
             case Joined():
                 self._down_said = False
+                self._beat_at = now  # the broker does not know our health yet
                 self._log.info("joined %s with %d workers", self._port.where, self._pool.ready)
                 sd_notify("READY=1")
             case Leave():

@@ -69,6 +69,19 @@ class Load:
         self._handle(Tick())
         return time.monotonic() - started
 
+    def post(self, specs: Iterator[JobSpec], count: int, within_s: float = 120.0) -> None:
+        """Submit ``count`` jobs, and return once each of them is accepted: for a queue that nobody empties."""
+        started = time.monotonic()
+        for _ in range(0, count, self.window):
+            self._handle(Post(tuple(islice(specs, self.window))))
+            self._handle(Tick())
+            while self._outbox.unanswered:
+                if time.monotonic() - started > within_s:
+                    raise LoadError(f"{self._outbox.unanswered} jobs are not accepted after {within_s:g} s")
+                self._poller.poll(100)
+                self._read()
+                self._handle(Tick())
+
     def one(self, text: str) -> float:
         """One interactive job by itself; the seconds it took."""
         spec = JobSpec(uuid.uuid4().bytes, self.route, (text,), INTERACTIVE, "bench", 60.0, b"")

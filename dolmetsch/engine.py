@@ -178,9 +178,7 @@ class _Models:
     def decode(self, package: Package, rows: Sequence[Sequence[str]]) -> list[str]:
         return [sentence.strip() for sentence in self._tokenizers.get(package).decode(rows)]
 
-    def translate(
-        self, package: Package, rows: list[Tokens], again: bool
-    ) -> dict[Tokens, list[str] | EngineError]:
+    def translate(self, package: Package, rows: list[Tokens], again: bool) -> dict[Tokens, list[str] | EngineError]:
         """The model's output for each of ``rows``; ``again``: as a second try, with repetition held down."""
         beam = self._config.beam_size
         options = {"beam_size": max(beam, RETRY_BEAM), **RETRY} if again else {"beam_size": beam}
@@ -190,9 +188,7 @@ class _Models:
                 outputs[row] = EngineError(DEGENERATE, fault)
         return outputs
 
-    def _run(
-        self, package: Package, rows: list[Tokens], options: Mapping[str, Any]
-    ) -> list[list[str] | EngineError]:
+    def _run(self, package: Package, rows: list[Tokens], options: Mapping[str, Any]) -> list[list[str] | EngineError]:
         """Decode ``rows`` in one batch. Where that fails, each is tried alone to find the culprit."""
         translator = self._translators.get(package)
         prefix = [package.target_prefix] if package.target_prefix else []
@@ -396,14 +392,11 @@ class ArgosEngine:
     route of ``only``, or any route at all, cannot be served. Nothing is loaded before ``warm`` or the first job.
     """
 
-    def __init__(
-        self, packages: Iterable[Package], config: EngineConfig, *, only: Iterable[str] | None = None
-    ) -> None:
+    def __init__(self, packages: Iterable[Package], config: EngineConfig, *, only: Iterable[str] | None = None) -> None:
         self._config = config
         self._passes = _routes(packages, only)
         self.routes: Mapping[str, str] = {
-            route: "+".join([package.model_version for package in passes])
-            for route, passes in self._passes.items()
+            route: "+".join([package.model_version for package in passes]) for route, passes in self._passes.items()
         }
         self._models = _Models(config)
         self._backlog = _Backlog()
@@ -614,9 +607,7 @@ def _routes(packages: Iterable[Package], only: Iterable[str] | None) -> dict[str
     if not routes:
         raise PackageError("no Argos package was found")
     if len(routes) > MAX_ROUTES:
-        log.warning(
-            "%d routes are more than %d: some of those through English are left out", len(routes), MAX_ROUTES
-        )
+        log.warning("%d routes are more than %d: some of those through English are left out", len(routes), MAX_ROUTES)
     return dict(itertools.islice(routes.items(), MAX_ROUTES))
 
 

@@ -52,12 +52,15 @@ class Order:
 
 
 class LineRun:
-    """Submits lines, ``WINDOW`` ahead at most, and hands them to ``write`` in order; what it was handed is safe then."""
+    """Submits lines, ``WINDOW`` ahead at most, and hands them to ``write`` in order; they are safe when it returns."""
 
-    def __init__(self, client: Client, order: Order, write: Callable[[list[Line]], None]) -> None:
+    def __init__(
+        self, client: Client, order: Order, write: Callable[[list[Line]], None], early: dict[bytes, Answer]
+    ) -> None:
         self._client = client
         self._order = order
         self._write = write
+        self._early = early  # what the cluster had finished for the run before this one
         self._ended: dict[int, Line] = {}
         self._ids: dict[int, bytes] = {}
         self._next = 0
@@ -71,11 +74,21 @@ class LineRun:
             self._next = self._next or number
             self._ahead += 1
             if text.strip():
-                self._submit(number, text, self._order.job_id(number), RETRIES)
+                self._begin(number, text, self._order.job_id(number))
             else:
                 self._end(Line(number, text))
             await self._until(WINDOW - 1)
         await self._until(0)
+        for job_id in self._early:  # lines that stood in the output already
+            self._client.ack(job_id)
+
+    def _begin(self, number: int, text: str, job_id: bytes) -> None:
+        answer = self._early.pop(job_id, None)
+        if answer is None:
+            self._submit(number, text, job_id, RETRIES)
+        else:
+            self._ids[number] = job_id
+            self._ending(number, text, 0, answer)
 
     async def _until(self, ahead: int) -> None:
         while self._fatal is None and self._ahead > ahead:

@@ -213,6 +213,11 @@ class Outbox:
         return sum(one.phase is not _Phase.DELIVERED for one in self._parcels.values())
 
     @property
+    def unanswered(self) -> int:
+        """Jobs of which the broker has not said anything yet."""
+        return sum(one.phase in (_Phase.UNSENT, _Phase.SENT) for one in self._parcels.values())
+
+    @property
     def idle(self) -> bool:
         """Whether nothing waits to be said to the broker."""
         return not (self._acks or self._withdrawn or self._unsent)

@@ -43,7 +43,6 @@ def _prepare(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    socket.setsockopt(zmq.IPV6, 1)
 
 
 class RouterPort:
@@ -56,6 +55,7 @@ class RouterPort:
 
     def bind(self, where: str) -> str:
         """Listen at ``where``; the address with its real port. Raises ``TransportError``."""
+        self.socket.setsockopt(zmq.IPV6, "[" in where)  # an IPv4 address stays one, in logs too
         try:
             self.socket.bind(where)
         except zmq.ZMQError as error:
@@ -107,6 +107,7 @@ class DealerPort:
         _prepare(socket)
         # A ROUTER ignores a second connection with an identity it still believes in: so never use one twice.
         socket.setsockopt(zmq.ROUTING_ID, self._name + b"/" + str(self._count).encode())
+        socket.setsockopt(zmq.IPV6, 1)  # a host's name may mean either
         try:
             socket.connect(self.where)
         except zmq.ZMQError as error:

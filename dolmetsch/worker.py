@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from dolmetsch.engine import Batch, Engine, Outcome
 
 READ_BYTES: Final = 256 * 2**10
-READS: Final = (
-    64  # reads between two batches, so that a parent that never stops writing does not stop the work
-)
+READS: Final = 64  # reads between two batches, so that a parent that never stops writing does not stop the work
 MAX_BUFFER_BYTES: Final = 16 * 2**20  # one unfinished message; the largest a node sends is half of it
 SEND_LIMIT_S: Final = 30.0  # a parent reads all the time: one that does not for so long is stuck
 BROKEN_STATUS: Final = 3

@@ -9,13 +9,13 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 PURE = {
-    "admission", "backoff", "books", "cache", "effects", "errors", "jobs", "lanes", "link", "messages", "outbox", "roster",
-    "scheduler", "segment", "session", "settled", "timers",
+    "admission", "backoff", "books", "cache", "effects", "errors", "jobs", "lanes", "link", "messages", "outbox",
+    "roster", "scheduler", "segment", "session", "settled", "timers",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
-    "asyncio", "ctranslate2", "logging", "os", "pathlib", "psutil", "socket", "sqlite3", "subprocess", "sys", "threading",
-    "time", "zmq",
+    "asyncio", "ctranslate2", "logging", "os", "pathlib", "psutil", "socket", "sqlite3", "subprocess", "sys",
+    "threading", "time", "zmq",
 }  # fmt: skip
 # Each room imports only rooms further left (or beside it, where that is said).
 LAYERS = (
@@ -91,6 +91,9 @@ def test_only_programs_join_core_and_adapters() -> None:
     assert joined == set()
 
 
-@pytest.mark.parametrize("path", [*rooms().values(), *(HOUSE / f"{name}.py" for name in PROGRAMS)], ids=lambda p: p.stem)
+FILES = [*rooms().values(), *(HOUSE / f"{name}.py" for name in PROGRAMS)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_says_what_room_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

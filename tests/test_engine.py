@@ -190,9 +190,7 @@ def test_a_known_key_is_taken_once(engine: ArgosEngine) -> None:
     assert outcomes[b"a"].texts == translate(engine, SHORT)
 
 
-def test_equal_sentences_of_a_batch_are_decoded_once(
-    engine: ArgosEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equal_sentences_of_a_batch_are_decoded_once(engine: ArgosEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     real = engine_module._Models.translate
 
@@ -290,9 +288,7 @@ def raw_outputs(beam_size: int) -> Iterable[tuple[list[str], list[str]]]:
     translator = ctranslate2.Translator(str(EMBEDDED / "model"), inter_threads=1, intra_threads=1)
     for text in LOOPERS:
         row = pieces.encode(text, out_type=str)
-        result = translator.translate_batch(
-            [row], beam_size=beam_size, max_decoding_length=max_target_tokens(len(row))
-        )
+        result = translator.translate_batch([row], beam_size=beam_size, max_decoding_length=max_target_tokens(len(row)))
         yield row, result[0].hypotheses[0]
 
 
@@ -383,10 +379,7 @@ def test_only_the_wanted_routes_are_served(package: Package, copy_package: CopyP
 
 def test_more_routes_than_a_message_holds_are_cut(package: Package, caplog: pytest.LogCaptureFixture) -> None:
     into = [replace(package, from_code=f"a{number}", path=Path(f"a{number}")) for number in range(40)]
-    out_of = [
-        replace(package, from_code="en", to_code=f"b{number}", path=Path(f"b{number}"))
-        for number in range(40)
-    ]
+    out_of = [replace(package, from_code="en", to_code=f"b{number}", path=Path(f"b{number}")) for number in range(40)]
     engine = ArgosEngine([*into, *out_of], EngineConfig())
     assert len(engine.routes) == 512
     assert {p.route for p in (*into, *out_of)} <= set(engine.routes)  # direct ones stay
@@ -401,9 +394,7 @@ def test_an_unknown_route_fails_at_once(engine: ArgosEngine) -> None:
     assert "tlh→en" in outcome.detail
 
 
-def test_a_target_prefix_leads_the_output_and_is_taken_off(
-    package: Package, copy_package: CopyPackage
-) -> None:
+def test_a_target_prefix_leads_the_output_and_is_taken_off(package: Package, copy_package: CopyPackage) -> None:
     prefixed = copy_package("de", "en", target_prefix="▁The")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED / "sentencepiece.model"))
     translator = ctranslate2.Translator(str(EMBEDDED / "model"), inter_threads=1, intra_threads=1)
@@ -446,9 +437,7 @@ def test_a_broken_model_or_tokenizer_is_one_clear_line(package: Package, copy_pa
     assert outcomes[b"c"].texts is not None
 
 
-def test_a_batch_that_fails_costs_only_the_culprit(
-    engine: ArgosEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_that_fails_costs_only_the_culprit(engine: ArgosEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "MAX_SOURCE_TOKENS", 10_000)  # the model knows 512 positions
     engine.submit(b"bad", ROUTE, ["Ё" * 590])
     engine.submit(b"good", ROUTE, [SHORT])

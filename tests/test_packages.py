@@ -218,9 +218,7 @@ BREAKERS: dict[str, Callable[[Path], object]] = {
     "metadata not JSON": lambda path: (path / "metadata.json").write_text("{"),
     "metadata not UTF-8": lambda path: (path / "metadata.json").write_bytes(b'{"from_code": "\xff"}'),
     "metadata too deep": lambda path: (path / "metadata.json").write_text('{"x":' + "[" * 60000),
-    "metadata too large": lambda path: (path / "metadata.json").write_text(
-        " " * (archive.METADATA_MAX_BYTES + 1)
-    ),
+    "metadata too large": lambda path: (path / "metadata.json").write_text(" " * (archive.METADATA_MAX_BYTES + 1)),
     "a code that is a path": lambda path: (path / "metadata.json").write_text(
         '{"package_version": "1", "from_code": "../de", "to_code": "en"}'
     ),
@@ -317,9 +315,7 @@ def test_weights_that_do_not_load_change_nothing(
 ) -> None:
     before = packages.install_file(whole)
     half = (EMBEDDED / "model" / "model.bin").read_bytes()[: 3 << 20]
-    bad = zip_package(
-        tmp_path / "bad.argosmodel", METADATA | {"package_version": "2.0"}, weights=weights or half
-    )
+    bad = zip_package(tmp_path / "bad.argosmodel", METADATA | {"package_version": "2.0"}, weights=weights or half)
     assert packages.main(["install", str(bad)]) == 1
     assert "error: package does not load: " in capsys.readouterr().err
     assert packages.find_packages() == [before]
@@ -437,9 +433,7 @@ def test_bombs_are_refused(tmp_path: Path, home: Path, monkeypatch: pytest.Monke
     with pytest.raises(PackageError, match="'p/large' is larger than 1000 bytes"):
         packages.install_file(large)
     monkeypatch.setattr(archive, "UNPACKED_MAX_BYTES", 1500)
-    total = evil(
-        tmp_path / "total.argosmodel", (member("p/1"), os.urandom(900)), (member("p/2"), os.urandom(900))
-    )
+    total = evil(tmp_path / "total.argosmodel", (member("p/1"), os.urandom(900)), (member("p/2"), os.urandom(900)))
     with pytest.raises(PackageError, match="it unpacks to more than 1500 bytes"):
         packages.install_file(total)
     monkeypatch.setattr(archive, "ARCHIVE_MAX_BYTES", 100)
@@ -585,9 +579,7 @@ def test_a_resume_that_cannot_be_starts_from_zero(
     assert server.sent["/package"] == len(data) // 2 + len(data)
 
 
-def test_a_rest_of_another_file_is_not_appended(
-    server: Server, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rest_of_another_file_is_not_appended(server: Server, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server continues although If-Range named another ETag; it is asked again, from zero."""
     data = whole.read_bytes()
     url = server.offer(bytes(len(data)))
@@ -667,9 +659,7 @@ def test_no_network_is_one_sentence(
     assert "the name index.example cannot be resolved" in line and "install FILE.argosmodel" in line
 
 
-def test_an_index_without_the_pair_is_one_sentence(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_without_the_pair_is_one_sentence(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     url = server.offer(b"")
     line = one_sentence(capsys, "install", "de", "fr", "--index", url)
     assert "no package de→fr" in line and "from de it has: en" in line
@@ -714,10 +704,7 @@ def test_an_install_that_finds_the_lock_taken_says_so(
 
 def test_two_installs_at_once_leave_one_whole_package(whole: Path, home: Path) -> None:
     command = [sys.executable, "-m", "dolmetsch.packages", "install", str(whole)]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
     for process in running:
         _, err = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 0, err
@@ -758,9 +745,7 @@ def test_the_list_prints_where_there_is_no_unicode() -> None:
     assert (done.returncode, done.stderr) == (0, b"") and b"de?en" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["install", "a", "b", "c"], ["install", "x.argosmodel", "--index", "u"], []]
-)
+@pytest.mark.parametrize("arguments", [["install", "a", "b", "c"], ["install", "x.argosmodel", "--index", "u"], []])
 def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         packages.main(arguments)

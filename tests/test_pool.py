@@ -148,9 +148,7 @@ def test_every_job_comes_out_once_under_random_kills(make: Make) -> None:
     chance = random.Random(1)
     for threshold in (20, 150, 300, 450):
         rig.until(lambda at=threshold: len(rig.outcomes) >= at and rig.pool.ready > 0)  # type: ignore[misc]
-        victim = chance.choice(
-            [child.pid for child in rig.pool.children() if child.state in ("busy", "idle")]
-        )
+        victim = chance.choice([child.pid for child in rig.pool.children() if child.state in ("busy", "idle")])
         os.kill(victim, signal.SIGKILL)
     rig.ended(600)
     rig.until(lambda: rig.pool.ready == 3)

@@ -60,9 +60,7 @@ class Cluster:
         name = name or peer.decode()
         return self.say(
             peer,
-            m.Register(
-                node=name, incarnation=incarnation, routes=offered, capacity=capacity, engine="echo", held=held
-            ),
+            m.Register(node=name, incarnation=incarnation, routes=offered, capacity=capacity, engine="echo", held=held),
         )
 
     def beat(self, peer: bytes, held: tuple[m.HeldLease, ...] = (), **changes: object) -> list[Send]:

@@ -1,4 +1,4 @@
-"""Random interleavings of every event: the invariants hold after each step, no accepted job is lost, everything drains."""
+"""Random interleavings of every event: the invariants hold at each step, no accepted job is lost, all of it drains."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ class Machine(RuleBasedStateMachine):
         route=st.sampled_from([*ROUTES, "xx→yy"]), size=st.sampled_from([1, 30, 700]),
         deadline_s=st.sampled_from([1.0, 30.0]),
     )  # fmt: skip
-    def submit(
-        self, peer: bytes, count: int, lane: int, tenant: str, route: str, size: int, deadline_s: float
-    ) -> None:
+    def submit(self, peer: bytes, count: int, lane: int, tenant: str, route: str, size: int, deadline_s: float) -> None:
         specs = []
         for _ in range(count):
             self.next_job += 1

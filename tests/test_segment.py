@@ -383,9 +383,9 @@ MORE_SIGNS = (
     "\ufe0f",
     "\u20e3",
 )
-texts = st.lists(
-    st.sampled_from(WORDS + SIGNS + MORE_SIGNS + SPANS + CUTS) | st.text(max_size=8), max_size=30
-).map("".join)
+texts = st.lists(st.sampled_from(WORDS + SIGNS + MORE_SIGNS + SPANS + CUTS) | st.text(max_size=8), max_size=30).map(
+    "".join
+)
 languages = st.sampled_from(["de", "en", "ja", "xx"])
 moderate = settings(max_examples=200, deadline=None, derandomize=True)
 

@@ -31,12 +31,8 @@ def test_samples_this_machine() -> None:
     sampler.sample()
     stats = sampler.sample()
     assert len(stats.core_percent) == psutil.cpu_count()
-    assert all(
-        0.0 <= percent <= 100.0 for percent in (*stats.core_percent, stats.cpu_percent, stats.ram_percent)
-    )
-    assert (
-        0 < stats.ram_used_bytes < stats.ram_total_bytes and stats.ram_available_bytes < stats.ram_total_bytes
-    )
+    assert all(0.0 <= percent <= 100.0 for percent in (*stats.core_percent, stats.cpu_percent, stats.ram_percent))
+    assert 0 < stats.ram_used_bytes < stats.ram_total_bytes and stats.ram_available_bytes < stats.ram_total_bytes
     assert stats.load1 >= 0.0
 
 
@@ -74,9 +70,7 @@ def test_the_throttle_word_is_read_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("alarm", "under_voltage"), [("1", True), ("0", False), ("?", None)])
-def test_a_mainline_kernel_tells_under_voltage_only(
-    tmp_path: Path, alarm: str, under_voltage: bool | None
-) -> None:
+def test_a_mainline_kernel_tells_under_voltage_only(tmp_path: Path, alarm: str, under_voltage: bool | None) -> None:
     write(tmp_path / "class/hwmon/hwmon0/name", "cpu_thermal\n")
     write(tmp_path / "class/hwmon/hwmon1/name", "rpi_volt\n")
     write(tmp_path / "class/hwmon/hwmon1/in0_lcrit_alarm", f"{alarm}\n")
@@ -158,9 +152,7 @@ def test_a_full_pipe_loses_no_stop() -> None:
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_sd_notify_sends_one_datagram(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool
-) -> None:
+def test_sd_notify_sends_one_datagram(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path may only be 108 bytes long
     name = f"@dolmetsch-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:

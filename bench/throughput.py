@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""How much of the silicon the cluster reaches: 2 000 real sentences, through it and by CTranslate2 alone, in turn.
+
+    python bench/throughput.py [--quick] [--cores 0,1]
+
+The limit is CTranslate2 by itself in one process: the same cores, package, beam, batch size and compute type, one
+thread a core, all sentences tokenised and sorted by length beforehand. The cluster does everything: gateway, broker
+with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dolmetsch.bootstrap import in_venv
+
+in_venv()
+
+import argparse
+import os
+import statistics
+import time
+
+import psutil
+
+from bench.cluster import HOUSE, Cluster
+from bench.load import Load
+from bench.report import finish
+from dolmetsch.config import EngineConfig
+from dolmetsch.packages import EMBEDDED, find_packages
+
+SENTENCES = HOUSE / "bench" / "sentences.de.txt"
+
+
+def sentences() -> list[str]:
+    """The 2 000 sentences that ship with the project."""
+    lines = SENTENCES.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+class Limit:
+    """CTranslate2 alone, with ideal batching."""
+
+    def __init__(self, texts: list[str], cores: list[int], config: EngineConfig) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.sched_setaffinity(0, cores)
+        import ctranslate2
+        import sentencepiece
+
+        (package,) = (one for one in find_packages([EMBEDDED]) if one.route == "de→en")
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(package.tokenizer_path))
+        self.package = package.model_version
+        self._tokens = sorted(tokenizer.encode(texts, out_type=str), key=len, reverse=True)
+        self._config = config
+        self._translator = ctranslate2.Translator(
+            str(package.model_path), device="cpu", inter_threads=len(cores), intra_threads=1,
+            compute_type=config.compute_type,
+        )  # fmt: skip
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # its threads keep their cores; the rest of us need not
+
+    def run(self) -> float:
+        """Sentences a second."""
+        started = time.perf_counter()
+        self._translator.translate_batch(
+            self._tokens,
+            beam_size=self._config.beam_size,
+            max_batch_size=self._config.batch_tokens,
+            batch_type="tokens",
+        )
+        return len(self._tokens) / (time.perf_counter() - started)
+
+
+def child_rss_mib(node: int) -> float:
+    """The largest child's resident memory, MiB."""
+    return max(child.memory_info().rss for child in psutil.Process(node).children()) / 2**20
+
+
+def main() -> None:
+    """Run it and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="under 40 seconds")
+    parser.add_argument("--cores", default=",".join(map(str, sorted(os.sched_getaffinity(0)))), help="for example 0,1")
+    arguments = parser.parse_args()
+    cores = [int(core) for core in arguments.cores.split(",")]
+    texts = sentences()
+    config = EngineConfig()
+    limits: list[float] = []
+    rates: list[float] = []
+    with Cluster() as cluster:
+        cluster.environment["DOLMETSCH_SCHEDULER_CACHE_BYTES"] = "0"
+        cluster.broker()
+        count = str(len(cores))
+        packages = ("--packages", str(EMBEDDED))
+        node = cluster.node(
+            "node", "--cores", arguments.cores, "--min-workers", count, "--max-workers", count, *packages
+        )
+        cluster.wait_ready(1, len(cores))
+        limit = Limit(texts, cores, config)
+        with Load(cluster.address) as load:
+            limit.run()
+            load.run(load.jobs(texts))
+            for _ in range(3 if arguments.quick else 7):
+                limits.append(limit.run())
+                load.answers.clear()
+                rates.append(len(texts) / load.run(load.jobs(texts)))
+                failed = [answer.code for answer in load.answers.values() if answer.texts is None]
+                if len(load.answers) != len(texts) or load.duplicates or failed:
+                    raise SystemExit(f"{len(load.answers)} answers, {load.duplicates} duplicates, failed: {failed[:3]}")
+        rss_mib = child_rss_mib(node.pid)
+    ratios = [rate / alone for rate, alone in zip(rates, limits, strict=True)]
+    ratio = statistics.median(ratios)
+    settings = (
+        f"beam {config.beam_size}, batch {config.batch_tokens} tokens, {config.compute_type}, cores {arguments.cores}"
+    )
+    rows = [
+        ("what", "median", "rounds"),
+        (
+            "CTranslate2 alone, sentences/s",
+            f"{statistics.median(limits):.0f}",
+            " ".join(f"{one:.0f}" for one in limits),
+        ),
+        ("the cluster, translations/s", f"{statistics.median(rates):.0f}", " ".join(f"{one:.0f}" for one in rates)),
+        ("ratio, target 0.90", f"{ratio:.3f}", " ".join(f"{one:.2f}" for one in ratios)),
+        ("RSS of a child, MiB", f"{rss_mib:.0f}", ""),
+    ]
+    figures = {
+        "translations_per_s": round(statistics.median(rates), 1), "ratio_to_limit": round(ratio, 3),
+        "limit_per_s": round(statistics.median(limits), 1), "child_rss_mib": round(rss_mib), "package": limit.package,
+        "quick": arguments.quick,
+    }  # fmt: skip
+    finish(f"throughput: {len(texts)} sentences, {settings}, package {limit.package}", rows, figures)
+
+
+if __name__ == "__main__":
+    main()

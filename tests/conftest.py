@@ -1,0 +1,28 @@
+"""Fixtures: a real cluster in a folder of its own, and a wait with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.cluster import Cluster
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """No program runs yet; whatever the test starts is ended."""
+    with Cluster(tmp_path) as made:
+        yield made
+
+
+def wait_until(true: Callable[[], bool], within_s: float, what: str) -> float:
+    """Look again and again until ``true()``; the seconds it took. Fails with ``what`` when time is over."""
+    started = time.monotonic()
+    while not true():
+        if time.monotonic() - started > within_s:
+            pytest.fail(f"not within {within_s:g} s: {what}")
+        time.sleep(0.02)
+    return time.monotonic() - started
