@@ -14,7 +14,21 @@ import zmq
 
 from dolmetsch.errors import RemoteError
 from dolmetsch.messages import BULK, INTERACTIVE, Answer, JobSpec
-from dolmetsch.outbox import Deliver, Down, Effect, Event, FromBroker, GiveUp, Have, Outbox, Post, Refuse, Send, Tick
+from dolmetsch.outbox import (
+    Deliver,
+    Down,
+    Effect,
+    Event,
+    FromBroker,
+    GiveUp,
+    Have,
+    Outbox,
+    Post,
+    Reconnect,
+    Refuse,
+    Send,
+    Tick,
+)
 from dolmetsch.transport import DealerPort
 from dolmetsch.wire import decode
 
@@ -125,5 +139,9 @@ class Load:
                 raise LoadError("a job was given up")
             case Down(why, fatal=True):
                 raise LoadError(why)
+            case Reconnect():
+                self._poller.unregister(self._port.socket)
+                self._port.reconnect()
+                self._poller.register(self._port.socket, zmq.POLLIN)
             case _:
                 pass

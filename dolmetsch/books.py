@@ -42,6 +42,7 @@ class Books:
         self.effects: list[Effect] = []
         self._seq = 0
         self._names: dict[str, str] = {}
+        self._last_deadline = (0.0, 0.0, 0.0)
 
     def send(self, peer: bytes, message: Message) -> None:
         """Have ``message`` sent once everything is committed."""
@@ -61,7 +62,7 @@ class Books:
             route=self._shared(spec.route),
             texts=spec.texts,
             reply_to=spec.reply_to,
-            deadline=now + spec.deadline_s,
+            deadline=self._deadline(now, spec.deadline_s),
             now=now,
         )
         self._enter(job, gateway)
@@ -88,7 +89,6 @@ class Books:
         self._seq = max(self._seq, job.seq)
         job.attempt, job.failures = record.attempt, record.failures
         job.state, job.outcome = State(record.state), record.outcome
-        job.size = job.measure()
         gateway = self.roster.gateway_named(job.gateway, now)
         self._enter(job, gateway)
         if job.state is State.QUEUED:
@@ -120,6 +120,12 @@ class Books:
         self.bytes += job.size
         gateway.jobs += 1
         job.timer = self.timers.add(job.id, job.deadline)
+
+    def _deadline(self, now: float, after_s: float) -> float:
+        # The jobs of one message mostly share their deadline: one number for all of them.
+        if self._last_deadline[:2] != (now, after_s):
+            self._last_deadline = (now, after_s, now + after_s)
+        return self._last_deadline[2]
 
     def _shared(self, name: str) -> str:
         # Jobs of one route or tenant share one string instead of holding one each.
@@ -208,10 +214,11 @@ class Books:
             self._release(job)
         elif not outcome.cached:  # what the cache answers never stood in a lane
             self.lanes.discard(job)
+        self.bytes -= job.size
         job.outcome = outcome
         if state is State.DONE:
             job.texts = ()
-        self._resize(job)
+        self.bytes += job.size
         self._keep_until(job, now)
         self.roster.gateways[job.gateway].ready[job.id] = job
         self.effects.append(Persist(Op.FINISH, (state.value, outcome, job.seq)))
@@ -245,9 +252,10 @@ class Books:
         job.deadline = now + (job.deadline - job.queued_at)
         job.queued_at = now
         job.failures = job.losses = 0
+        self.bytes -= job.size
         job.outcome, job.acked = None, False
+        self.bytes += job.size
         job.move(State.QUEUED, now, "requeued by an operator")
-        self._resize(job)
         self._retime(job, job.deadline)
         self.lanes.push(job)
         self.effects.append(Persist(Op.QUEUE, (0, job.deadline, job.seq)))
@@ -263,11 +271,6 @@ class Books:
         node = self.roster.node_named(holder)
         if node is not None:
             self.send(node.peer, Revoke(jobs=(HeldLease(job.id, job.attempt),)))
-
-    def _resize(self, job: Job) -> None:
-        self.bytes -= job.size
-        job.size = job.measure()
-        self.bytes += job.size
 
     def _keep_until(self, job: Job, now: float) -> None:
         ttl_s = self._config.result_ttl_s if job.state is State.DONE else self._config.dead_ttl_s

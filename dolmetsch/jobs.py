@@ -61,7 +61,7 @@ class Job:
 
     __slots__ = (
         "acked", "attempt", "chars", "deadline", "failures", "gateway", "id", "lane", "lease_until", "losses",
-        "node", "outcome", "queued_at", "reply_to", "route", "seq", "size", "state", "story", "tenant", "texts",
+        "node", "outcome", "queued_at", "reply_to", "route", "seq", "state", "story", "tenant", "texts",
         "timer",
     )  # fmt: skip
 
@@ -89,7 +89,6 @@ class Job:
         self.outcome: Outcome | None = None
         self.acked = False
         self.timer = 0  # slot of its timer: the deadline, or later the time it is given up
-        self.size = self.measure()  # bytes it is counted with
         self.story: list[tuple[float, str]] | None = None  # only jobs that were leased have something to tell
 
     def move(self, state: State, now: float, what: str) -> None:
@@ -112,7 +111,8 @@ class Job:
         lines += [f"{at - self.queued_at:9.3f} s {what}" for at, what in self.story or ()]
         return "\n".join(lines)
 
-    def measure(self) -> int:
+    @property
+    def size(self) -> int:
         """Bytes of memory that the job takes, roughly."""
         size = JOB_BYTES + len(self.reply_to)
         if self.texts:

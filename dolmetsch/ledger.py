@@ -29,7 +29,7 @@ CREATE TABLE job (
     tenant TEXT NOT NULL,
     lane INTEGER NOT NULL,    -- 0 interactive, 1 bulk
     route TEXT NOT NULL,
-    texts BLOB,               -- msgpack list of strings; NULL once the job is done
+    texts BLOB,               -- msgpack list of UTF-8 texts; NULL once the job is done
     reply_to BLOB NOT NULL,
     deadline REAL NOT NULL,   -- monotonic seconds of the boot in meta
     deadline_s REAL NOT NULL, -- the same from when the job came, for another boot
@@ -264,7 +264,9 @@ def _ranges(numbers: list[int]) -> list[tuple[Any, ...]]:
 def _insert(row: tuple[Any, ...], lease: tuple[Any, ...] | None) -> tuple[Any, ...]:
     seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now = row
     state = ("queued", 0, None) if lease is None else ("leased", lease[0], lease[1])
-    return (seq, job_id, gateway, tenant, lane, route, _pack(texts), reply_to, deadline, deadline - now, *state)
+    # Packed as bytes: packing a str leaves its UTF-8 form cached inside it, which would double a queued job's memory.
+    packed = _pack([text.encode() for text in texts])
+    return (seq, job_id, gateway, tenant, lane, route, packed, reply_to, deadline, deadline - now, *state)
 
 
 def _finish(row: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -281,7 +283,7 @@ def _record(row: tuple[Any, ...]) -> Record:
         tenant=tenant,
         lane=lane,
         route=route,
-        texts=() if texts is None else msgpack.unpackb(texts, use_list=False),
+        texts=() if texts is None else tuple([text.decode() for text in msgpack.unpackb(texts)]),
         reply_to=reply_to,
         deadline=deadline,
         state=state,

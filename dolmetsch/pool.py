@@ -411,7 +411,7 @@ class Pool:
         if self._backlog_since is None:
             self._backlog_since = now
         core = self._free_core(load.cpu)
-        room = _percent(load.cpu, core) < self.config.max_cpu and load.ram < self.config.max_ram
+        room = _percent(load.cpu, core) <= self.config.max_cpu and load.ram <= self.config.max_ram
         if now - self._backlog_since >= GROW_HOLD_S and room and not self._is_left(core):
             self._backlog_since = None
             self._add_slot(core, now)

@@ -167,7 +167,8 @@ class Scheduler:
         elif isinstance(message, Register):
             self._register(peer, message, now)
         elif isinstance(message, Ping):
-            self.books.send(peer, Pong())
+            # A gateway that only waits for results learns in this way that the broker was restarted.
+            self.books.send(peer, Reregister() if gateway is None else Pong())
         elif isinstance(message, Ask):
             self.books.send(peer, self.status(now))
         else:
@@ -273,6 +274,9 @@ class Scheduler:
             self.books.send(peer, Error(code="name_taken", detail=detail))
             return
         before = self._roster.node_named(message.node)
+        at_peer = self._roster.nodes.get(peer)
+        if at_peer is not None and at_peer is not before:
+            self._remove_node(at_peer, now, "its node changed its name")
         if before is None and len(self._roster.nodes) >= MAX_PEERS:
             self.books.send(peer, Error(code="full", detail=f"there are {MAX_PEERS} nodes already"))
             return

@@ -232,6 +232,13 @@ def test_two_nodes_of_one_name_do_not_fight(cluster: Cluster) -> None:
     assert [one.name for one in cluster.scheduler.status(cluster.now).nodes] == ["pi"]
 
 
+def test_a_node_that_changes_its_name_is_one_node(cluster: Cluster) -> None:
+    cluster.node(N1, name="before")
+    cluster.node(N1, name="after")
+    cluster.say(N1, m.Goodbye())
+    assert cluster.scheduler.status(cluster.now).nodes == ()
+
+
 def test_a_node_on_a_new_connection_keeps_its_leases(cluster: Cluster) -> None:
     lease_one(cluster)
     sends = cluster.node(b"node-1/2", name="node-1", held=(m.HeldLease(key(1), 1),))
@@ -487,7 +494,8 @@ def test_after_a_restart_results_and_settled_ids_are_still_there(cluster: Cluste
 def test_strangers_are_asked_to_introduce_themselves(cluster: Cluster) -> None:
     assert sent(cluster.say(b"x", m.Submit(jobs=(spec(1),))), m.Reregister) != []
     assert sent(cluster.beat(b"y"), m.Reregister) != []
-    assert sent(cluster.say(b"x", m.Ping()), m.Pong) != []
+    assert sent(cluster.say(b"x", m.Ping()), m.Reregister) != []
+    assert sent(cluster.say(G, m.Ping()), m.Pong) != []
     assert sent(cluster.say(b"x", m.Pong()), m.Error)[0].code == "bad_message"
 
 

@@ -69,8 +69,8 @@ def node() -> Node:
 def health(**changes: Any) -> se.Health:
     fields = {
         "workers": 2, "slots": 2, "queued": 0, "in_flight": 0, "jobs_per_s": 0.0, "chars_per_s": 0.0,
-        "cpu_percent": 1.0, "core_percent": (1.0,), "ram_percent": 1.0, "ram_used_bytes": 1, "temperature_c": None, "throttled": False,
-        "children": (),
+        "cpu_percent": 1.0, "core_percent": (1.0,), "ram_percent": 1.0, "ram_used_bytes": 1, "temperature_c": None,
+        "throttled": False, "children": (),
     }  # fmt: skip
     return se.Health(**{**fields, **changes})
 
