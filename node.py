@@ -133,6 +133,8 @@ class Node:
             try:
                 message = decode(frames)
             except RemoteError as error:
+                if error.code == "wrong_version":
+                    raise NodeError(error.detail) from error
                 self._log.warning("not understood, from the broker: %s", error)
                 continue
             self._handle(FromBroker(message), now)

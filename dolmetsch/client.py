@@ -82,6 +82,7 @@ class Client:
         self._status: asyncio.Future[Status] | None = None
         self._requeued: asyncio.Future[int] | None = None
         self._up = asyncio.Event()
+        self._refused: RemoteError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._pumping: asyncio.Handle | None = None
         self._fd = -1
@@ -116,16 +117,19 @@ class Client:
     # ---- for gateways ----
 
     async def wait_up(self, within_s: float) -> None:
-        """Return once the broker has welcomed us. Raises ``NoBroker``."""
+        """Return once the broker has welcomed us. Raises ``NoBroker``, or ``RemoteError`` if it speaks otherwise."""
         try:
             await asyncio.wait_for(self._up.wait(), within_s)
         except TimeoutError:
             raise NoBroker(self._where, within_s) from None
+        if self._refused is not None:
+            raise self._refused
 
     def submit(self, spec: JobSpec, ending: Ending) -> None:
         """Submit a job; ``ending`` is called once, with the answer or with why there is none.
 
-        Errors: ``JobRejected``, ``JobSettled`` or, past the deadline with no broker, ``NoBroker``. An answer is the
+        Errors: ``JobRejected``, ``JobSettled``, past the deadline with no broker ``NoBroker``, or ``RemoteError``. The
+        answer is the
         caller's to ``ack`` as soon as it is safe.
         """
         self._endings[spec.job_id] = ending
@@ -218,7 +222,10 @@ class Client:
             try:
                 message = decode(frames)
             except RemoteError as error:
-                self._loop.call_exception_handler({"message": f"not understood, from the broker: {error}"})
+                if error.code == "wrong_version":
+                    self._refuse(error)
+                else:
+                    self._loop.call_exception_handler({"message": f"not understood, from the broker: {error}"})
                 continue
             self._handle(FromBroker(message))
         self._handle(Tick())
@@ -266,7 +273,7 @@ class Client:
                 self.trouble = why
                 self._up.clear()
                 if fatal:
-                    self._end_all(JobRejected("refused", why))
+                    self._refuse(RemoteError("refused", why))
 
     def _deliver(self, answer: Answer, stray: bool) -> None:
         if not stray:
@@ -281,6 +288,9 @@ class Client:
         if ending is not None:
             ending(end)
 
-    def _end_all(self, error: DolmetschError) -> None:
+    def _refuse(self, error: RemoteError) -> None:
+        """The broker will have nothing to do with us: whoever waits is told so now."""
+        self._refused = error
+        self._up.set()
         for job_id in list(self._endings):
             self._end(job_id, error)
