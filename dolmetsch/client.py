@@ -128,9 +128,8 @@ class Client:
     def submit(self, spec: JobSpec, ending: Ending) -> None:
         """Submit a job; ``ending`` is called once, with the answer or with why there is none.
 
-        Errors: ``JobRejected``, ``JobSettled``, past the deadline with no broker ``NoBroker``, or ``RemoteError``. The
-        answer is the
-        caller's to ``ack`` as soon as it is safe.
+        Errors: ``JobRejected``, ``JobSettled``, past the deadline with no broker ``NoBroker``, or ``RemoteError``. An
+        answer is the caller's to ``ack`` as soon as it is safe.
         """
         self._endings[spec.job_id] = ending
         self._handle(Post((spec,)))

@@ -138,6 +138,14 @@ class SqliteLedger:
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, isolation_level=None, timeout=0.5)
+        try:
+            self._prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
         for pragma in (
             "locking_mode = EXCLUSIVE",  # one broker a ledger, and no shared-memory file
             "journal_mode = WAL",
@@ -155,7 +163,6 @@ class SqliteLedger:
         db.execute("COMMIT")
         if version > SCHEMA_VERSION:
             raise LedgerError(f"{self._path} comes from a newer dolmetsch: update this one, or give --ledger")
-        return db
 
     def _read(self, db: sqlite3.Connection, now: float) -> Recover:
         boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""

@@ -75,10 +75,11 @@ def test_protected_spans_come_out_byte_for_byte(model: Cluster) -> None:
         "<t:1700000000:R>",
         "https://example.org/a?b=c#d",
         "`rm -rf`",
+        "🍕",
     )
     ended = cli(model, text)
     assert ended.returncode == 0
-    for span in (*spans, "🍕"):
+    for span in spans:
         assert ended.stdout.count(span) == 1, ended.stdout
 
 
