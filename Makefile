@@ -32,7 +32,8 @@ dev: .venv/installed-dev
 
 # The waiter prints one line once the cluster can translate, and ends; honcho runs the programs of the Procfile.
 run: env
-	@$(BIN)/python gateway_cli.py --wait 120 & exec $(BIN)/honcho start
+	@$(BIN)/python gateway_cli.py --wait 120 & waiter=$$!; trap 'kill $$waiter 2>/dev/null; true' EXIT; \
+		$(BIN)/honcho start
 
 node: env
 	@test -n "$(BROKER)" || { echo "say which broker: make node BROKER=tcp://HOST"; exit 2; }

@@ -158,7 +158,7 @@ async def _many_lines(
         output.close()
     if output.failed:
         shown = ", ".join(map(str, output.failed[:10])) + (", ..." if len(output.failed) > 10 else "")
-        print(f"{len(output.failed)} lines were not translated: {shown}", file=sys.stderr)
+        print(f"{_count(len(output.failed), 'line')} not translated: {shown}", file=sys.stderr)
     return 1 if output.failed else 0
 
 
@@ -225,11 +225,15 @@ async def _wait_ready(where: str, within_s: float) -> int:
     raise NoBroker(where, within_s) if client.trouble else InputError(f"no node could translate within {within_s:g} s")
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _ready_line(status: Status) -> str:
     workers = sum(node.workers for node in status.nodes)
     routes = ", ".join(route.route for route in status.routes)
-    count = f"{len(status.nodes)} node{'s' * (len(status.nodes) != 1)}, {workers} worker{'s' * (workers != 1)}"
-    return f'dolmetsch is ready: {routes}, {count}. Now type: python gateway_cli.py "Guten Morgen"'
+    count = f"{_count(len(status.nodes), 'node')}, {_count(workers, 'worker')}"
+    return f'dolmetsch is ready: {routes}, {count}. Now type: python3 gateway_cli.py "Guten Morgen"'
 
 
 def _show_status(status: Status, as_json: bool) -> str:
@@ -248,7 +252,7 @@ def _show_status(status: Status, as_json: bool) -> str:
     for node in status.nodes:
         heat = "" if node.temperature_c < -273 else f", {node.temperature_c:.0f} °C"
         lines.append(
-            f"node     {node.name}: {node.state}, {node.workers} workers, {node.leased}/{node.capacity} jobs,"
+            f"node     {node.name}: {node.state}, {_count(node.workers, 'worker')}, {node.leased}/{node.capacity} jobs,"
             f" {node.chars_per_s:.0f} characters/s, CPU {node.cpu_percent:.0f} %, RAM {node.ram_percent:.0f} %{heat}"
             f"{', throttled' if node.throttled else ''}, seen {node.seen_s_ago:.1f} s ago"
         )
@@ -285,13 +289,17 @@ def main(argv: list[str]) -> int:
     arguments = _arguments(argv)
     try:
         settings = config.load(arguments.config, os.environ, {"node": {"broker": arguments.broker}})
-        return asyncio.run(_interruptible(arguments, address(settings.node.broker)))
+        status = asyncio.run(_interruptible(arguments, address(settings.node.broker)))
+        sys.stdout.flush()
+        return status
     except (KeyboardInterrupt, asyncio.CancelledError):
         again = ": run the same command again to go on" if arguments.out else ""
         print(f"interrupted{again}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        if not isinstance(error, BrokenPipeError):  # whoever read our output may have had enough
+            print(f"gateway_cli.py: cannot write the output: {error.strerror}", file=sys.stderr)
         return 1
     except DolmetschError as error:
         if arguments.json and isinstance(error, JobRejected | JobFailed):

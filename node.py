@@ -51,7 +51,7 @@ from dolmetsch.stats import HostStats, Sampler
 from dolmetsch.transport import DealerPort, address
 from dolmetsch.wire import decode
 
-BEAT_S: Final = 1.0
+BEAT_S: Final = 1.0  # until the broker says otherwise
 TICK_S: Final = 0.1  # how often the pool is looked at while nothing happens
 READ_AT_ONCE: Final = 64
 CLOSE_S: Final = 3.0  # children have this long to end once the session is over
@@ -70,6 +70,7 @@ class Node:
         self._sampler = Sampler()
         self._stats: HostStats = self._sampler.sample()
         self._beat_at = 0.0
+        self._beat_s = BEAT_S
         self._tick_at = 0.0
         self._poller = zmq.Poller()
         self._polled: dict[int, bool] = {}
@@ -163,7 +164,7 @@ class Node:
             self._handle(Offer(routes, self._pool.max_workers), now)
 
     def _beat(self, now: float) -> None:
-        self._beat_at = now + BEAT_S
+        self._beat_at = now + self._beat_s
         self._stats = self._sampler.sample()
         sd_notify("WATCHDOG=1")
         health = Health(
@@ -205,10 +206,11 @@ class Node:
                 if not self._down_said:
                     self._down_said = True
                     self._log.warning("no broker answers at %s; trying again until one does", self._port.where)
-            case Joined():
+            case Joined(_, heartbeat_s):
+                self._beat_s = heartbeat_s
                 self._down_said = False
                 self._beat_at = now  # the broker does not know our health yet
-                self._log.info("joined %s with %d workers", self._port.where, self._pool.ready)
+                self._log.info("joined %s, workers: %d", self._port.where, self._pool.ready)
                 sd_notify("READY=1")
             case Leave():
                 self._left = effect

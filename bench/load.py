@@ -80,7 +80,9 @@ class Load:
             self._poller.poll(int(wait_s * 1000) + 1)
             self._read()
             self._fill(specs)
-        self._handle(Tick())
+        while not self._outbox.idle and time.monotonic() - started < within_s:
+            self._handle(Tick())
+            self._poller.poll(1)
         return time.monotonic() - started
 
     def post(self, specs: Iterator[JobSpec], count: int, within_s: float = 120.0) -> None:

@@ -20,6 +20,7 @@ from dolmetsch.roster import Gateway, Node, Roster
 from dolmetsch.settled import SettledIds
 from dolmetsch.timers import Timers
 
+REVIVED_S: Final = 300.0  # what a requeued dead letter has: its first deadline was made for somebody who waited
 ROUTE_NAMES: Final = 512  # route strings shared between jobs
 
 
@@ -112,6 +113,7 @@ class Books:
             job.gateway = gateway.name
             self.effects.append(Persist(Op.OWN, (gateway.name, job.seq)))
         if job.outcome is not None:
+            job.acked = False
             gateway.sent.pop(job.id, None)
             gateway.ready[job.id] = job
 
@@ -244,12 +246,12 @@ class Books:
         self.effects.append(Persist(Op.REMOVE, (job.seq, job.id)))
 
     def revive(self, job: Job, now: float) -> None:
-        """DEAD -> QUEUED, with its first deadline's length and a clean record."""
+        """DEAD -> QUEUED, with a new deadline and a clean record."""
         owner = self.roster.gateways[job.gateway]
         owner.ready.pop(job.id, None)
         owner.sent.pop(job.id, None)
         del self.dead[job.id]
-        job.deadline = now + (job.deadline - job.queued_at)
+        job.deadline = now + REVIVED_S
         job.queued_at = now
         job.failures = job.losses = 0
         self.bytes -= job.size

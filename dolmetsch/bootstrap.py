@@ -18,5 +18,5 @@ def in_venv() -> None:
     venv = Path(__file__).resolve().parent.parent / ".venv"
     python = venv / "bin" / "python"
     if python.exists() and Path(sys.prefix) != venv:
-        os.execv(str(python), [str(python), *sys.argv])
+        os.execv(str(python), [str(python), *sys.orig_argv[1:]])
     sys.exit("dolmetsch's requirements are not installed: run `make env` in its folder first")

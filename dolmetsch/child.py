@@ -152,7 +152,7 @@ class Child:
                 for message in self._unpacker:
                     chars += self._take(message, now, outcomes)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise RemoteError("child_crashed", f"sent what is not the protocol: {error}"[:MAX_DETAIL_CHARS]) from error
+            raise _nonsense(type(error).__name__) from error  # its message may quote a text
         return chars
 
     def _read(self, now: float) -> bytes:
@@ -179,7 +179,7 @@ class Child:
             case ["broken", str() as detail]:
                 self.broken = detail[:MAX_DETAIL_CHARS]
             case _:
-                raise ValueError("an unknown message")
+                raise _nonsense("an unknown message")
         return 0
 
     def _answered(self, answers: list[Any], now: float, outcomes: list[PoolOutcome]) -> int:
@@ -191,7 +191,7 @@ class Child:
                 continue
             if texts is not None:
                 if len(texts) != len(job.texts):
-                    raise ValueError(f"{len(texts)} texts for a job of {len(job.texts)}")
+                    raise _nonsense(f"{len(texts)} texts for a job of {len(job.texts)}")
                 chars += job.chars
                 texts = tuple(texts)
             self._release(key, now)
@@ -380,4 +380,8 @@ def _environment() -> dict[str, str]:
 
 
 def _no_ext(code: int, data: bytes) -> Any:
-    raise ValueError(f"a msgpack extension of type {code}")
+    raise _nonsense(f"a msgpack extension of type {code}")
+
+
+def _nonsense(what: str) -> RemoteError:
+    return RemoteError("child_crashed", f"sent what is not the protocol: {what}")

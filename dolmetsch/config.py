@@ -55,7 +55,7 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 16 * 2**20
     heartbeat_s: Annotated[float, Meta(ge=0.05, le=30, description="seconds between a node's heartbeats")] = 1.0
     lost_after_s: Annotated[
-        float, Meta(ge=0.1, le=600, description="seconds of silence after which a peer is lost")
+        float, Meta(ge=0.1, le=600, description="seconds of silence after which a node is lost")
     ] = 3.0
     lease_s: Annotated[
         float, Meta(ge=0.1, le=3600, description="seconds a lease lives unless a heartbeat renews it")
@@ -67,7 +67,7 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         int, Meta(ge=1, le=100, description="crashes or errors after which a job is a dead letter")
     ] = 3
     max_attempts: Annotated[
-        int, Meta(ge=1, le=1000, description="leases, lost nodes included, after which a job is a dead letter")
+        int, Meta(ge=1, le=1000, description="expired leases and lost nodes after which a job is a dead letter")
     ] = 10
     bulk_age_s: Annotated[
         float, Meta(ge=0, le=86400, description="seconds after which a waiting bulk job gets its share")
@@ -105,7 +105,7 @@ class PoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ()
     job_limit_s: Annotated[
         float, Meta(gt=0, le=3600, description="seconds a child may go without progress before it is killed")
-    ] = 30.0
+    ] = 60.0
     idle_s: Annotated[
         float, Meta(ge=0, le=86400, description="seconds an idle child above min_workers is kept warm")
     ] = 300.0

@@ -65,8 +65,8 @@ class Signals:
 
 
 # systemd's notification protocol, sd_notify(3): one datagram of KEY=value lines to the socket in
-# $NOTIFY_SOCKET. Own lines, because the pure library (sdnotify) has had no release since 2017, and the others
-# need systemd's headers or a binary for each platform.
+# $NOTIFY_SOCKET. Twenty lines of our own: the packages that exist need systemd's headers, or add a dependency for
+# that one datagram.
 
 
 def sd_notify(state: str) -> bool:

@@ -66,7 +66,7 @@ class LineRun:
         self._next = 0
         self._ahead = 0
         self._changed = asyncio.Event()
-        self._fatal: DolmetschError | None = None
+        self._fatal: DolmetschError | OSError | None = None
 
     async def run(self, lines: AsyncIterator[tuple[int, str]]) -> None:
         """All of ``lines``, which are (number, text) without gaps. Raises what makes going on senseless."""
@@ -129,7 +129,12 @@ class LineRun:
             self._next += 1
         if not ready:
             return
-        self._write(ready)
+        try:
+            self._write(ready)
+        except OSError as error:  # this is called by the client, which could do nothing about it
+            self._fatal = error
+            self._changed.set()
+            return
         for one in ready:
             job_id = self._ids.pop(one.number, None)
             if job_id is not None and (one.answer is not None or isinstance(one.error, JobFailed)):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from pathlib import Path
+from typing import Final
+
+TRACE_PLACES: Final = 8
 
 
 def start(program: str, *, verbose: bool = False) -> logging.Logger:
@@ -18,3 +23,12 @@ def start(program: str, *, verbose: bool = False) -> logging.Logger:
     for level, word in ((logging.WARNING, "warning"), (logging.INFO, "info"), (logging.ERROR, "error")):
         logging.addLevelName(level, word)
     return logging.getLogger(program)
+
+
+def trace(error: BaseException) -> str:
+    """``error`` in one line: its type and the last places it passed, innermost first ("KeyError at a.py:7, b.py:9").
+
+    Its message is left out: where texts are handled, a library's message may quote one, and texts never get into logs.
+    """
+    places = [f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in traceback.walk_tb(error.__traceback__)]
+    return f"{type(error).__name__} at {', '.join(places[: -TRACE_PLACES - 1 : -1])}"

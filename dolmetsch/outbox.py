@@ -20,6 +20,7 @@ from typing import Final
 from dolmetsch.errors import LocalError
 from dolmetsch.link import Link
 from dolmetsch.messages import (
+    MAX_JOBS,
     Accepted,
     Ack,
     Answer,
@@ -46,6 +47,7 @@ from dolmetsch.messages import (
 
 RESEND_S: Final = 2.0
 PING_S: Final = 1.0
+ACK_S: Final = 0.05  # acks are gathered this long: nobody waits for them, and each message costs the broker a commit
 DEADLINE_GRACE_S: Final = 2.0  # the broker's own word on a deadline comes first if it can come
 MAX_ACKED: Final = 4096  # answers acked lately, so that a late copy is acked again and not taken for a stray
 
@@ -204,6 +206,7 @@ class Outbox:
         self._requeue = False
         self._awaits_requeue = False
         self._ping_at = now
+        self._ack_at: float | None = None
         self._look_at = now
         self._effects: list[Effect] = []
 
@@ -248,7 +251,8 @@ class Outbox:
 
     def next_deadline(self) -> float:
         """When ``Tick`` has something to do by itself."""
-        return min(self._link.next_deadline(), self._ping_at, self._look_at)
+        due = min(self._link.next_deadline(), self._ping_at, self._look_at)
+        return due if self._ack_at is None else min(due, self._ack_at)
 
     def _post(self, spec: JobSpec, now: float) -> None:
         if spec.job_id not in self._parcels:
@@ -292,10 +296,9 @@ class Outbox:
             case Status():
                 self._enquiry_at = None
                 self._effects.append(Informed(message))
-            case Error(code=code, detail=detail):
-                fatal = code in ("wrong_version", "full")
-                self._effects.append(Down(detail, fatal))
-            case Pong():
+            case Error(code="wrong_version" | "full", detail=detail):
+                self._effects.append(Down(detail, True))
+            case Error() | Pong():
                 pass
             case _:
                 pass  # a kind that no gateway is sent: of no use, and no harm
@@ -384,12 +387,17 @@ class Outbox:
                 )
             self._unsent.clear()
             self._effects += [Send(Submit(jobs=part)) for part in batches(specs, weigh=_weigh)]
-        if self._acks:
-            self._effects += [Send(Ack(jobs=part)) for part in batches(self._acks)]
-            self._acks = []
+        self._send_acks(now)
         if self._withdrawn:
             self._effects += [Send(Cancel(jobs=part)) for part in batches(self._withdrawn)]
             self._withdrawn = []
+
+    def _send_acks(self, now: float) -> None:
+        if self._acks and self._ack_at is None:
+            self._ack_at = now + ACK_S
+        if self._ack_at is not None and (now >= self._ack_at or len(self._acks) >= MAX_JOBS):
+            self._effects += [Send(Ack(jobs=part)) for part in batches(self._acks)]
+            self._acks, self._ack_at = [], None
 
 
 def _no_spec(job_id: bytes) -> JobSpec:

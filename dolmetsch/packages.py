@@ -26,6 +26,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+if __name__ == "__main__":  # before the imports that need the environment
+    from dolmetsch.bootstrap import in_venv
+
+    in_venv()
+
 from dolmetsch import store
 from dolmetsch.archive import IMPORT_ROOT, Metadata, check_loads, read_metadata, unpack
 from dolmetsch.download import DEFAULT_INDEX, Say, fetch, forget, read_index

@@ -76,7 +76,7 @@ from dolmetsch.messages import (
 from dolmetsch.roster import MAX_PEERS, Gateway, Node
 
 CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is seen at most this much late
-GATEWAY_LOST_S: Final = 10.0  # a gateway pings every few seconds; only sending to it depends on this
+GATEWAY_LOST_S: Final = 10.0  # a gateway pings every second; only sending to it depends on this
 RESULT_WINDOW: Final = 2048  # results a gateway may have unacked: far below the socket's high-water mark
 EVICTED: Final = 64  # replaced incarnations remembered, so that two nodes of one name do not fight for ever
 GIVEN_BACK: Final = "given_back"  # a node's code for a job it did not try: no failure of the job

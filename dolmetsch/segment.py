@@ -1,37 +1,24 @@
 """Segments: protect what must not be translated -> split into sentences -> (somebody translates) -> restore.
 
-The room of pure text work: no model, no I/O, no clock. ``parse`` reads a text once, as tokens:
-
-* *cut* tokens end a run of prose and are copied: line ends with the list, quote and heading prefixes after
-  them, code fences, emoji, emoticons;
-* *word* tokens are copied too, but a sentence may go on around them: mentions, timestamps, URLs, e-mail
-  addresses, inline code. At the edge of a sentence they are cut off; inside it each becomes a stand-in;
-* *mark* tokens are Markdown's paired markers and links.
-
-Everything else is prose, split into sentences by sentencex. A document is then a row of literals and
-segments; with each segment's own source put back it is the text again, byte for byte.
-
-Sources: Discord's developer documentation, "Message Formatting"; the emoji pattern of UTS #51, "EBNF
-and Regex"; trailing punctuation of URLs after GitHub Flavored Markdown, "Autolinks (extension)".
-
-As on Discord, a fence that is never closed is not code: its backticks are copied, its lines are translated.
-Inline code ends with its line, so that a stray backtick (often a mistyped apostrophe) swallows no paragraph.
-An emoji ends a clause more often than it stands for a word: cutting there gains 8 chrF at the end of a clause
-and loses 5 elsewhere, so emoji cut.
+The room of pure text work: no model, no I/O, no clock. ``parse`` finds the spans of a text (``spans.py``): *cut* spans
+are copied and end a run of prose; *word* spans are cut off at the edge of a sentence and become stand-ins inside it;
+*mark* spans are Markdown's markers. Everything else is prose, split into sentences (``sentences.py``). A document is
+then a row of literals and segments; with each segment's own source put back it is the text again, byte for byte.
 
 The figures in this file are chrF or shares measured with the embedded de->en model on Tatoeba sentences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import regex
-import sentencex
 
 from dolmetsch.errors import LocalError
+from dolmetsch.sentences import sentence_ends
+from dolmetsch.spans import Span, find_spans
 
 MAX_SEGMENT_CHARS: Final = 600
 """Characters of the longest source: beyond about this length the models drop or repeat clauses."""
@@ -42,64 +29,7 @@ translation exactly once in 95 92 86 84 84 84 77 74 73 68 %; rare names, codes l
 
 # Stand-ins can be longer than the shortest spans, so the raw text of a segment is kept this much shorter.
 _MAX_RAW_CHARS: Final = MAX_SEGMENT_CHARS - 8 * len(STAND_INS)
-# sentencex takes quadratic time on some texts (50 000 backticks: 0.7 s), so it is fed this much at a time.
-_MAX_RUN_CHARS: Final = 4000
 
-_LINE_END: Final = r"\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"  # what str.splitlines takes for one
-_PREFIX: Final = r"(?:(?:>>>|>|[-*+•]|-\#|\#{1,3}|\d{1,9}[.)])[ \t]++)"
-_EMOJI_ELEMENT: Final = r"\p{Emoji}(?:\p{EMod}|[\uFE0E\uFE0F]\u20E3?|\u20E3|[\U000E0020-\U000E007E]++\U000E007F)?+"
-_TOKEN_PATTERN: Final = rf"""
-      (?P<cut>
-        (?:\A|[{_LINE_END}]) (?:[^\S{_LINE_END}]*+[{_LINE_END}])*+ [ \t]*+ {_PREFIX}++
-      | [{_LINE_END}]\s*+
-      | ```[\s\S]+?```
-      # UTS #51; digits, #, *, and the signs below are emoji only when a selector or a keycap says so.
-      | \p{{RI}}\p{{RI}}
-      | (?![0-9\#*©®™](?!\uFE0F?\u20E3)(?![©®™]?\uFE0F)) {_EMOJI_ELEMENT} (?:\u200D{_EMOJI_ELEMENT})*+
-      | <a?:\w{{1,64}}+:\d{{1,20}}+>
-      | (?<!\w):[A-Za-z0-9_+-]{{2,64}}+:(?!\w)
-      | [:;=][-'^]?[)(]++(?!\w)
-      | (?<!\S)(?:[:;=][-'^]?(?:[/\\|*]|[DPpOo3])(?![\w/])|[xX]D++(?!\w)|<3++|\^\^++)
-      | ¯\\++_\(ツ\)_/¯
-      )
-    | (?P<word>
-        (?<!`)`(?!`)(?:[^`{_LINE_END}]++|``++)++`(?!`)
-      | (?<!`)``(?!`)(?:[^`{_LINE_END}]++|`(?!`)|```++)++``(?!`)
-      | <(?:@[!&]?|\#)\d{{1,20}}+>
-      | <t:-?\d{{1,20}}+(?::[A-Za-z])?>
-      | </[^<>:{_LINE_END}]{{1,128}}+:\d{{1,20}}+>
-      | <id:[\w:-]{{1,64}}+>
-      | <(?i:https?)://[^\s<>{_LINE_END}]++>
-      | @(?:everyone|here)(?!\w)
-      )
-    | (?P<url>
-        (?:(?i:https?)://|(?<![\w.@/-])(?i:www\.|discord\.gg/|discord(?:app)?\.com/))(?=[\p{{L}}\p{{N}}\[])
-        (?:(?!\]\()[^\s<>|`"{_LINE_END}])++
-      )
-    | (?P<mark>
-        \\[*_~|`\\<>\#\[\]]
-      | \[(?=[^\[\]{_LINE_END}]{{1,{MAX_SEGMENT_CHARS}}}+\]\(<?(?i:https?)://)
-      | \]\((?:<(?i:https?)://[^\s<>{_LINE_END}]++>
-            |(?i:https?)://(?:[^\s()<>{_LINE_END}]++|\([^\s()<>{_LINE_END}]*+\))++)
-        (?:[ \t]++"[^"{_LINE_END}]*+")?\)
-      # A single * or _ between two letters is spelling (Nutzer*innen, snake_case).
-      | \*\*++|(?<!\w)\*|\*(?!\w)|(?<!\w)_++|_++(?!\w)|~~++|\|++|``++
-      )
-    """
-_TOKEN: Final = regex.compile(_TOKEN_PATTERN, regex.VERBOSE | regex.VERSION1)
-# Looking for an address at every word costs twice as much as all the rest: only when there may be one.
-_ADDRESS_SIGN: Final = regex.compile(r"\w@\w")
-_TOKEN_OR_ADDRESS: Final = regex.compile(
-    r"(?P<address>(?<![\w.+%-])[\w.+%-]{1,64}+@[\w-]++(?:\.[\w-]++)++) |" + _TOKEN_PATTERN,
-    regex.VERBOSE | regex.VERSION1,
-)
-# One of these stands at or near the start of every token: a text without them needs no closer look.
-_HINT: Final = regex.compile(
-    rf"[{_LINE_END}<@`*_~|\\\[\]:;=^¯\uFE0F\u20E3]|\A[ \t]*+(?:[-+•>\#]|\d++[.)])|(?i:www\.|discord|xd)"
-    r"|[[\p{Emoji}]--[\p{ASCII}©®™]]",
-    regex.VERSION1,
-)
-_URL_TAIL: Final = frozenset("?!.,:;*_~'\"]}“”„«»‘’‚…")
 
 _LETTER: Final = regex.compile(r"\p{L}")
 _SOLID: Final = regex.compile(r"[\p{L}\p{N}]")
@@ -110,19 +40,6 @@ _SOFT_TAIL: Final = regex.compile(r"[\s,;:\p{Pd}\p{Ps}]")
 _STAND_IN: Final = regex.compile(rf"(?<![\w\p{{M}}])(?:{'|'.join(STAND_INS)})(?![\w\p{{M}}])")
 _WIDENABLE: Final = frozenset({"*", "**", "***", "_", "__", "___", "||"})
 
-# Writers on Discord often drop capitals, and sentencex takes a capital for the start of a sentence: so it is
-# shown capitals. Splitting such text gains 5 chrF; its own list of abbreviations still decides.
-_LOWER_START: Final = regex.compile(r"(?<=(?:\p{L}\p{L}\.|[!?])\s{1,3})\p{Ll}")
-_ORDINAL_LANGUAGES: Final = frozenset(
-    ("de", "da", "nb", "no", "fi", "et", "cs", "sk", "sl", "hr", "sr", "hu", "pl", "lv", "is", "tr")
-)
-# "der 2. Weltkrieg": in Tatoeba 33 of 34 such splits after one or two digits were wrong.
-_ORDINAL: Final = regex.compile(r"(?<![\w.,:])\d{1,2}\.\s++\Z")
-# German abbreviations that sentencex does not know.
-_ABBREVIATION: Final = regex.compile(
-    r"(?i)(?<![\w.])(?:abb|abs|ab?zgl|allg|ausschl|bes|betr|bspw?|dt|ehem|eigt?l?|einschl|engl|entspr|exkl|frz|"
-    r"gem|ggü|inkl|insb|insbes|jhd?|kap|(?-i:max)|mind?|sek|std|tel|urspr|verm|vermutl|vmtl|zzgl|m\.e|m\.m\.n)\.\s++\Z"
-)
 # What wraps a whole sentence is left out of it: that gains 11 chrF with quotes, 15 with parentheses.
 _WRAPPERS: Final = {"„": "“”", "“": "”", '"': '"', "»": "«", "«": "»", "‚": "‘’", "(": ")", "[": "]"}
 
@@ -230,30 +147,17 @@ class Document:
 def parse(text: str, language: str) -> Document:
     """Split ``text`` (no lone surrogates) of ``language`` (ISO 639-1: "de") into a document; linear time."""
     builder = _Builder()
-    if _HINT.search(text) is None:
-        _add_run(builder, text, [], language)
-        return builder.document()
     start = 0
-    run: list[_Token] = []
-    for token in _tokens(text):
-        if token.kind == "cut":
-            _add_run(builder, text[start : token.start], [span.moved(-start) for span in run], language)
-            builder.literal(text[token.start : token.end])
-            start, run = token.end, []
+    run: list[Span] = []
+    for span in find_spans(text):
+        if span.kind == "cut":
+            _add_run(builder, text[start : span.start], [one.moved(-start) for one in run], language)
+            builder.literal(text[span.start : span.end])
+            start, run = span.end, []
         else:
-            run.append(token)
+            run.append(span)
     _add_run(builder, text[start:], [span.moved(-start) for span in run], language)
     return builder.document()
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    start: int
-    end: int
-    kind: str
-
-    def moved(self, by: int) -> _Token:
-        return _Token(self.start + by, self.end + by, self.kind)
 
 
 @dataclass(slots=True)
@@ -281,37 +185,13 @@ class _Builder:
         return Document(tuple(self.segments), tuple(self.parts))
 
 
-def _tokens(text: str) -> Iterator[_Token]:
-    at = 0
-    pattern = _TOKEN_OR_ADDRESS if _ADDRESS_SIGN.search(text) else _TOKEN
-    while match := pattern.search(text, at):
-        kind, start, end = match.lastgroup or "", match.start(), match.end()
-        if kind == "url":
-            end = _url_end(text, start, end)
-        yield _Token(start, end, kind if kind in ("cut", "mark") else "word")
-        at = end
-
-
-def _url_end(text: str, start: int, end: int) -> int:
-    """Where a URL ends without trailing punctuation and unbalanced ")"."""
-    surplus = text.count(")", start, end) - text.count("(", start, end)
-    while end > start:
-        last = text[end - 1]
-        if last == ")" and surplus > 0:
-            surplus -= 1
-        elif last not in _URL_TAIL:
-            break
-        end -= 1
-    return end
-
-
-def _add_run(builder: _Builder, text: str, spans: list[_Token], language: str) -> None:
-    """Add prose of one line, with its word and mark tokens, sentence by sentence."""
+def _add_run(builder: _Builder, text: str, spans: list[Span], language: str) -> None:
+    """Add prose of one line, with its word and mark spans, sentence by sentence."""
     if _LETTER.search(text) is None:
         builder.literal(text)
         return
     start = at = 0
-    for end in _sentence_ends(_shadow(text, spans), language):
+    for end in sentence_ends(text, spans, language, _MAX_RAW_CHARS):
         first = at
         while at < len(spans) and spans[at].start < end:
             at += 1
@@ -327,16 +207,16 @@ def _add_run(builder: _Builder, text: str, spans: list[_Token], language: str) -
             start = end
 
 
-def _add_sentence(builder: _Builder, text: str, spans: list[_Token], language: str) -> None:
+def _add_sentence(builder: _Builder, text: str, spans: list[Span], language: str) -> None:
     if not spans:
         builder.prose(text)
         return
     marks = [span for span in spans if span.kind == "mark"]
     if len(spans) == len(marks) == 2 and _add_emphasis(builder, text, *marks):
         return
-    words: list[_Token] = []
+    words: list[Span] = []
     start = 0
-    for span in [*spans, _Token(len(text), len(text), "mark")]:
+    for span in [*spans, Span(len(text), len(text), "mark")]:
         if span.kind == "word":
             words.append(span.moved(-start))
             continue
@@ -345,7 +225,7 @@ def _add_sentence(builder: _Builder, text: str, spans: list[_Token], language: s
         words, start = [], span.end
 
 
-def _add_emphasis(builder: _Builder, text: str, opening: _Token, closing: _Token) -> bool:
+def _add_emphasis(builder: _Builder, text: str, opening: Span, closing: Span) -> bool:
     """Add a sentence with one marker pair inside it; False when it must be cut at its markers.
 
     Cutting breaks the grammar (38 chrF against 50 for the whole sentence), and the model knows no markers.
@@ -374,7 +254,7 @@ def _add_emphasis(builder: _Builder, text: str, opening: _Token, closing: _Token
     return True
 
 
-def _alternate(text: str, words: list[_Token]) -> list[str]:
+def _alternate(text: str, words: list[Span]) -> list[str]:
     """``text`` as prose, span, prose, ... prose; spans with only spaces between them are taken as one."""
     out = [""]
     at = 0
@@ -476,57 +356,3 @@ def _only(inner: str, whole: str) -> tuple[int, int] | None:
 
 def _one_line(text: str) -> str:
     return " ".join(part for line in text.splitlines() if (part := line.strip()))
-
-
-def _shadow(text: str, spans: list[_Token]) -> str:
-    """``text``, as long as it was, with nothing in its spans that could look like the end of a sentence."""
-    out: list[str] = []
-    at = 0
-    for span in spans:
-        out += text[at : span.start], (" " if span.kind == "mark" else "X") * (span.end - span.start)
-        at = span.end
-    return "".join([*out, text[at:]])
-
-
-def _sentence_ends(shadow: str, language: str) -> Iterator[int]:
-    """Offsets at which the sentences of ``shadow`` end; the last is its length."""
-    done = 0
-    for run in _chunks(shadow, _MAX_RUN_CHARS):
-        capitals = _LOWER_START.sub(_upper, run)
-        at = begin = 0
-        for sentence in sentencex.segment(language, capitals):
-            at += len(sentence)
-            if at < len(run) and _goes_on(run[begin:at], language):
-                continue
-            for chunk in _chunks(run[begin:at], _MAX_RAW_CHARS):
-                begin += len(chunk)
-                yield done + begin
-        done += len(run)
-        if begin != len(run):  # sentencex lost or added something: keep the rest as it is
-            yield done
-
-
-def _upper(match: regex.Match[str]) -> str:
-    letter: str = match[0]
-    capital = letter.upper()
-    return capital if len(capital) == 1 else letter
-
-
-def _goes_on(sentence: str, language: str) -> bool:
-    """Whether sentencex split after an ordinal number or a German abbreviation."""
-    if language in _ORDINAL_LANGUAGES and _ORDINAL.search(sentence[-16:]):
-        return True
-    return language == "de" and _ABBREVIATION.search(sentence[-16:]) is not None
-
-
-def _chunks(text: str, limit: int) -> Iterator[str]:
-    """``text`` in parts of at most ``limit`` characters, cut after a clause, else a space, else anywhere."""
-    start = 0
-    while len(text) - start > limit:
-        window = text[start : start + limit]
-        clause = max(window.rfind(mark) for mark in (". ", "; ", ": ", ", ", "– ", "! ", "? ")) + 2
-        space = window.rfind(" ") + 1
-        cut = next((cut for cut in (clause, space) if cut > limit // 3), limit)
-        yield window[:cut]
-        start += cut
-    yield text[start:]

@@ -5,7 +5,8 @@ One door, as in the scheduler: ``handle(event, now)`` gives effects. The rules:
 1. Register when there is something to offer; again whenever the broker does not know us or was silent too long.
 2. What is leased is *held* until its outcome is received. A registration lists all of it; a heartbeat only what is
    still worked on, because an outcome goes the same way before it.
-3. An outcome is sent at once, and again every ``RESEND_S`` until the broker says that it has it.
+3. An outcome is sent at once (bulk ones of a busy node are gathered for a moment), and again every ``RESEND_S`` until
+   the broker says that it has it.
 4. A node that drains takes nothing more, finishes what it holds, says goodbye and leaves; past its time it leaves
    anyway, and the broker gives the rest to others.
 """
@@ -20,6 +21,7 @@ from typing import Final
 from dolmetsch.errors import LocalError
 from dolmetsch.link import Link
 from dolmetsch.messages import (
+    INTERACTIVE,
     MAX_CAPACITY,
     ChildStatus,
     Done,
@@ -47,6 +49,8 @@ from dolmetsch.messages import (
 RESEND_S: Final = 2.0
 PREFETCH_S: Final = 0.75  # work in hand: children never wait for the network, idle nodes are not starved for long
 MIN_CREDIT: Final = 160  # jobs for each worker there may be: more than its window, or the pool never sees a backlog
+GATHER_S: Final = 0.03  # a busy node gathers bulk outcomes this long: its broker then commits half as often
+GATHER_JOBS: Final = 64  # ... or until there are so many; and it is busy when it works on more than that
 HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here
 FATAL: Final = frozenset({"name_taken", "wrong_version"})  # errors that trying again cannot mend
 
@@ -143,9 +147,10 @@ class Reconnect:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The broker has welcomed us."""
+    """The broker has welcomed us, and wants a heartbeat so often."""
 
     broker: str
+    heartbeat_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,8 @@ class Session:
         self._outcomes: dict[bytes, Finished | Failure] = {}
         self._sent_at: dict[bytes, float] = {}  # outcomes that were sent
         self._unsent: list[bytes] = []
+        self._urgent: set[bytes] = set()  # held jobs of the interactive lane
+        self._send_at: float | None = None  # when gathered outcomes must go
         self._drain_by: float | None = None
         self._left = False
         self._resend_at = now + RESEND_S
@@ -222,6 +229,8 @@ class Session:
         due = self._link.next_deadline()
         if self._outcomes:
             due = min(due, self._resend_at)
+        if self._send_at is not None:
+            due = min(due, self._send_at)
         return due if self._drain_by is None else min(due, self._drain_by)
 
     def _from_broker(self, message: Message, now: float) -> None:
@@ -238,9 +247,9 @@ class Session:
                     self._forget(job_id)
                 if gone:
                     self._effects.append(Stop(tuple(gone)))
-            case Welcome(broker=broker):
+            case Welcome(broker=broker, heartbeat_s=heartbeat_s):
                 if not self._link.up:
-                    self._effects.append(Joined(broker))
+                    self._effects.append(Joined(broker, heartbeat_s))
                 self._link.welcomed()
             case Reregister():
                 self._link.unknown(now)
@@ -259,6 +268,8 @@ class Session:
                 continue  # an older message
             if attempt is None:
                 fresh.append(job)
+                if job.lane == INTERACTIVE:
+                    self._urgent.add(job.job_id)
             # Held under an older attempt: the work goes on and counts for the new one.
             self._held[job.job_id] = job.attempt
             outcome = self._outcomes.get(job.job_id)
@@ -273,6 +284,7 @@ class Session:
         del self._held[job_id]
         self._outcomes.pop(job_id, None)
         self._sent_at.pop(job_id, None)
+        self._urgent.discard(job_id)
 
     def _offered(self, offer: Offer, now: float) -> None:
         if self._offer is not None and offer.routes != self._offer.routes:
@@ -351,7 +363,7 @@ class Session:
         if now >= self._resend_at:
             self._resend_at = now + RESEND_S
             self._unsent += [job_id for job_id, at in self._sent_at.items() if now - at >= RESEND_S]
-        if not self._unsent:
+        if not self._unsent or self._gathers(now):
             return
         unsent, self._unsent = dict.fromkeys(self._unsent), []
         finished: list[Finished] = []
@@ -367,6 +379,21 @@ class Session:
                 failed.append(outcome)
         self._effects += [Send(Done(jobs=part)) for part in batches(finished, weigh=_weigh)]
         self._effects += [Send(Failed(jobs=part)) for part in batches(failed)]
+
+    def _gathers(self, now: float) -> bool:
+        """Whether to wait for more: only bulk outcomes of a busy node wait, so nobody notices."""
+        working = len(self._held) - len(self._outcomes)
+        if (
+            working > GATHER_JOBS > len(self._unsent)
+            and self._drain_by is None
+            and self._urgent.isdisjoint(self._unsent)
+        ):
+            if self._send_at is None:
+                self._send_at = now + GATHER_S
+            if now < self._send_at:
+                return True
+        self._send_at = None
+        return False
 
     def _leave(self, why: str | None) -> None:
         if not self._left:

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 import msgspec
 
+from dolmetsch import logs
 from dolmetsch.config import EngineConfig
 from dolmetsch.errors import ConfigError, DolmetschError, RemoteError
 
@@ -42,11 +43,12 @@ READ_BYTES: Final = 256 * 2**10
 READS: Final = 64  # reads between two batches, so that a parent that never stops writing does not stop the work
 MAX_BUFFER_BYTES: Final = 16 * 2**20  # one unfinished message; the largest a node sends is half of it
 SEND_LIMIT_S: Final = 30.0  # a parent reads all the time: one that does not for so long is stuck
+BUG_STATUS: Final = 1
 BROKEN_STATUS: Final = 3
 PARENT_STATUS: Final = 4  # the parent sent nonsense, or stopped reading
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
-log = logging.getLogger("worker")
+log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -78,12 +80,12 @@ class Worker:
         try:
             return self._engine.run(batch)
         except Exception as error:
-            from dolmetsch.engine import Outcome, one_line
+            from dolmetsch.engine import Outcome
 
-            log.exception("a batch of %d jobs failed", len(batch.keys))
+            log.error("a batch of %d jobs failed: %s", len(batch.keys), logs.trace(error))
             for key in batch.keys:
                 self._engine.drop(key)
-            return [Outcome(key, None, "", "engine_error", one_line(error)) for key in batch.keys]
+            return [Outcome(key, None, "", "engine_error", logs.trace(error)) for key in batch.keys]
 
     def _receive(self) -> bool:
         """Take what the parent has sent, waiting for it only while there is no work. False: it closed its side."""
@@ -105,7 +107,7 @@ class Worker:
             for message in self._unpacker:
                 self._take(message)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise RemoteError("bad_message", f"the parent sent what is not the protocol: {error}") from error
+            raise _nonsense(type(error).__name__) from error
 
     def _take(self, message: Any) -> None:
         match message:
@@ -116,7 +118,7 @@ class Worker:
                 for key in keys:
                     self._engine.drop(key)
             case _:
-                raise ValueError("an unknown message")
+                raise _nonsense("an unknown message")
 
     def _submit(self, job: Any) -> None:
         match job:
@@ -125,7 +127,7 @@ class Worker:
             ):
                 self._engine.submit(key, route, texts, urgent=urgent, alone=alone)
             case _:
-                raise ValueError("a job is not [key, route, texts, urgent, alone]")
+                raise _nonsense("a job is not [key, route, texts, urgent, alone]")
 
     def _send(self, message: list[Any]) -> None:
         self._sock.sendall(self._packer.pack(message))
@@ -134,12 +136,7 @@ class Worker:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a child; return its exit status."""
     options = _options(arguments)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format=f"%(asctime)s %(levelname)s worker[{options.core}]: %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    logs.start(f"worker[{options.core}]")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the node's to handle
     die_with_parent()
     with socket.socket(fileno=options.fd) as sock:
@@ -152,6 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("the parent has not read for %g s", SEND_LIMIT_S)
         except ConnectionError as error:
             log.error("the parent is gone: %s", error.strerror)
+        except Exception as error:  # a bug: Python's own report would print its message
+            log.error("failed: %s", logs.trace(error))
+            return BUG_STATUS
     return PARENT_STATUS
 
 
@@ -210,7 +210,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _no_ext(code: int, data: bytes) -> Any:
-    raise ValueError(f"a msgpack extension of type {code}")
+    raise _nonsense(f"a msgpack extension of type {code}")
+
+
+def _nonsense(what: str) -> RemoteError:
+    return RemoteError("bad_message", f"the parent sent what is not the protocol: {what}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent
 PURE = {
     "admission", "backoff", "books", "cache", "effects", "errors", "jobs", "lanes", "link", "messages", "outbox",
-    "roster", "scheduler", "segment", "session", "settled", "timers",
+    "roster", "scheduler", "sentences", "spans", "segment", "session", "settled", "timers",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
@@ -20,13 +20,13 @@ IMPURE = {
 # Each room imports only rooms further left (or beside it, where that is said).
 LAYERS = (
     {"errors", "bootstrap", "logs", "lifecycle"},
-    {"messages", "config", "segment", "tokens", "stats", "backoff", "timers", "settled", "store", "archive", "download",
+    {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
      "cache", "link"},
-    {"jobs", "admission", "wire", "packages"},
-    {"effects", "lanes", "roster", "tokenizer", "transport"},
-    {"books", "session", "outbox", "ledger", "engine", "child"},
-    {"scheduler", "client", "pool", "worker"},
-    {"lines"},
+    {"jobs", "admission", "wire", "packages", "sentences"},
+    {"effects", "lanes", "roster", "tokenizer", "transport", "segment"},
+    {"books", "session", "outbox", "ledger", "decoder", "backlog", "child"},
+    {"scheduler", "client", "pool", "engine"},
+    {"lines", "worker"},
 )  # fmt: skip
 PROGRAMS = ("broker", "node", "gateway_cli")
 

@@ -161,8 +161,28 @@ def test_lines_that_fail_are_named_and_the_exit_says_so(echo: Cluster, tmp_path:
     ended = cli(echo, "--file", str(tmp_path / "in.txt"), "--out", str(tmp_path / "out.txt"))
     assert ended.returncode == 1
     assert "line 2: the text has 30000 characters" in ended.stderr
-    assert "1 lines were not translated: 2" in ended.stderr
+    assert "1 line not translated: 2" in ended.stderr
     assert (tmp_path / "out.txt").read_text() == "gut\n\nauch gut\n"
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(echo: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("".join(f"Zeile {n}\n" for n in range(20_000)))
+    arguments = [sys.executable, "gateway_cli.py", "--broker", echo.address, "--file", str(tmp_path / "in.txt")]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            arguments, stdout=full, stderr=subprocess.PIPE, text=True, cwd=HOUSE, env=echo.environment, timeout=60,
+            check=False,
+        )  # fmt: skip
+    assert_one_clear_line(ended, "cannot write the output", "No space left")
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=HOUSE, env=echo.environment
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == b"Zeile 0\n"
+        run.stdout.close()
+        assert run.wait(30) == 1
+        assert run.stderr.read() == b""
 
 
 def test_an_output_of_another_input_is_not_spoilt(echo: Cluster, tmp_path: Path) -> None:
@@ -177,7 +197,7 @@ def test_an_output_of_another_input_is_not_spoilt(echo: Cluster, tmp_path: Path)
 def test_status(echo: Cluster) -> None:
     shown = cli(echo, "--status")
     assert shown.returncode == 0
-    assert "node     one: ready, 1 workers" in shown.stdout
+    assert "node     one: ready, 1 worker," in shown.stdout
     assert json.loads(cli(echo, "--status", "--json").stdout)["nodes"][0]["name"] == "one"
 
 

@@ -340,7 +340,7 @@ def test_grows_under_backlog_one_at_a_time_on_the_least_busy_core(make: Make) ->
     assert [child.core for child in rig.pool.children()] == [0, 5, 2]
 
 
-@pytest.mark.parametrize("load", [Load((0.0, 85.0, 85.0), 10.0), Load((0.0,) * 3, 85.0)])
+@pytest.mark.parametrize("load", [Load((0.0, 85.1, 85.1), 10.0), Load((0.0,) * 3, 85.1)])
 def test_does_not_grow_without_cpu_or_ram(make: Make, load: Load) -> None:
     rig = make(most=3, job_limit_s=3600.0).ready(1)
     rig.load = load

@@ -261,6 +261,27 @@ def test_failures_are_retried_then_buried_and_can_be_requeued(cluster: Cluster) 
     assert [one.attempt for one in sent(sends, m.Lease)] == [4]
 
 
+def test_a_dead_letter_can_be_requeued_after_a_restart(cluster: Cluster) -> None:
+    cluster.submit(spec(1, deadline_s=5))
+    cluster.tick(6)
+    again = cluster.restart()
+    again.gateway()
+    again.now += 100
+    again.say(G, m.Requeue(jobs=()))
+    again.tick(1)
+    assert again.state(1) is State.QUEUED
+    assert [one.job_id for one in sent(again.node(), m.Lease)] == [key(1)]
+
+
+def test_a_dead_letter_that_was_acked_is_told_again_when_it_is_submitted_again(cluster: Cluster) -> None:
+    cluster.submit(spec(1, deadline_s=5))
+    cluster.tick(6)
+    cluster.say(G, m.Ack(jobs=(key(1),)))
+    sends = cluster.submit(spec(1))
+    assert sent(sends, m.Accepted) == [m.JobState(key(1), "dead")]
+    assert [one.code for one in sent(sends, m.Result)] == ["deadline"]
+
+
 def test_a_failure_that_no_node_could_mend_is_final(cluster: Cluster) -> None:
     lease_one(cluster)
     sends = cluster.say(N1, m.Failed(jobs=(m.Failure(key(1), 1, "degenerate_output", "it loops", False),)))

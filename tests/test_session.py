@@ -105,6 +105,23 @@ def test_outcomes_are_sent_until_received(node: Node) -> None:
     assert of(node.hear(m.Pong(), 2.5), m.Done) == []
 
 
+def test_a_busy_node_gathers_bulk_outcomes_for_a_moment_but_never_interactive_ones(node: Node) -> None:
+    bulk = tuple(lease(n)._replace(lane=m.BULK) for n in range(200))
+    node.hear(m.Lease(jobs=bulk))
+    assert of(node.finish(1), m.Done) == []
+    assert of(node.finish(2), m.Done) == []
+    (done,) = of(node.tick(se.GATHER_S), m.Done)
+    assert len(done.jobs) == 2
+    node.finish(3)
+    node.hear(m.Lease(jobs=(lease(999),)))
+    (done,) = of(node.finish(999), m.Done)
+    assert len(done.jobs) == 2
+    for number in range(4, 200 - se.GATHER_JOBS):
+        node.finish(number)
+    node.tick(se.GATHER_S)
+    assert len(of(node.finish(199), m.Done)) == 1  # few are left: not busy
+
+
 def test_a_newer_attempt_of_what_is_held_counts_for_the_work_under_way(node: Node) -> None:
     node.hear(m.Lease(jobs=(lease(1, 1),)))
     assert of(node.hear(m.Lease(jobs=(lease(1, 3),))), se.Start) == []
@@ -127,12 +144,12 @@ def test_revoked_work_is_stopped_and_its_outcome_dropped(node: Node) -> None:
 def test_every_beat_lists_what_is_worked_on_and_less_credit_when_hot(node: Node) -> None:
     node.hear(m.Lease(jobs=(lease(1), lease(2))))
     node.finish(2)
-    (beat,) = of(node.handle(se.Beat(health(jobs_per_s=800.0))), m.Heartbeat)
+    (beat,) = of(node.handle(se.Beat(health(jobs_per_s=1600.0))), m.Heartbeat)
     assert beat.held == (held(1),)
-    assert (beat.capacity, beat.temperature_c) == (600, -300.0)
+    assert (beat.capacity, beat.temperature_c) == (1200, -300.0)
     for hot in ({"throttled": True}, {"temperature_c": 85.0}):
-        (beat,) = of(node.handle(se.Beat(health(jobs_per_s=800.0, **hot))), m.Heartbeat)
-        assert beat.capacity == 300
+        (beat,) = of(node.handle(se.Beat(health(jobs_per_s=1600.0, **hot))), m.Heartbeat)
+        assert beat.capacity == 600
 
 
 def test_capacity_stays_in_its_bounds() -> None:
@@ -162,7 +179,7 @@ def test_silence_makes_new_connections_with_growing_waits_for_ever(node: Node) -
     assert waits[3] > 10
     assert node.session.held == 1
     (joined,) = of(node.hear(m.Welcome(broker="b", heartbeat_s=1.0, routes=())), se.Joined)
-    assert joined.broker == "b"
+    assert joined == se.Joined("b", 1.0)
 
 
 def test_draining_finishes_then_leaves(node: Node) -> None:
@@ -246,17 +263,21 @@ def test_a_result_is_delivered_once_and_acked_when_it_is_safe(gateway: Gateway) 
     assert of(effects, ob.Deliver) == [ob.Deliver(answer(1), stray=False)]
     assert of(effects, m.Ack) == []
     assert of(gateway.hear(m.Result(jobs=(answer(1),))), ob.Deliver) == []
-    assert of(gateway.handle(ob.Have((key(1),))), m.Ack) == [m.Ack(jobs=(key(1),))]
+    gateway.handle(ob.Have((key(1),)))
+    assert not gateway.outbox.idle
+    assert of(gateway.handle(ob.Tick(), ob.ACK_S), m.Ack) == [m.Ack(jobs=(key(1),))]
+    assert gateway.outbox.idle
     late = gateway.hear(m.Result(jobs=(answer(1),)))
     assert of(late, ob.Deliver) == []
-    assert of(late, m.Ack) == [m.Ack(jobs=(key(1),))]
+    assert of(gateway.handle(ob.Tick(), ob.ACK_S), m.Ack) == [m.Ack(jobs=(key(1),))]
 
 
 def test_a_result_of_an_earlier_process_is_a_stray(gateway: Gateway) -> None:
     effects = gateway.hear(m.Result(jobs=(answer(7),)))
     assert of(effects, ob.Deliver) == [ob.Deliver(answer(7), stray=True)]
     assert of(gateway.hear(m.Result(jobs=(answer(7),))), ob.Deliver) == []
-    assert len(of(gateway.handle(ob.Have((key(7),))), m.Ack)) == 1
+    gateway.handle(ob.Have((key(7),)))
+    assert len(of(gateway.handle(ob.Tick(), ob.ACK_S), m.Ack)) == 1
 
 
 def test_what_was_settled_before_is_said(gateway: Gateway) -> None:

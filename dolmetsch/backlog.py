@@ -1,0 +1,145 @@
+"""The backlog: jobs, what they are made of, and which of their sentences are translated next.
+
+A batch is led by the oldest sentence (urgent ones first) and filled with those nearest to it in length, so that nobody
+waits for a sort of everything, and sentences of different jobs share batches.
+
+The records show no fields when printed, so that no error that names one can quote a text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass, field
+from typing import Final
+
+from dolmetsch.decoder import Tokens
+from dolmetsch.packages import Package
+from dolmetsch.segment import Document
+
+OLDEST_EVERY: Final = 4  # each fourth batch starts at the oldest sentence of all: urgent ones starve nobody
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Job:
+    key: bytes
+    age: int  # 0 is the oldest
+    model: str
+    passes: tuple[Package, ...]
+    urgent: bool
+    alone: bool
+    texts: list[str]  # each is replaced by its translation
+    left: int  # texts not translated yet
+    waiting: set[Sentence] = field(default_factory=set)
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Text:
+    """A text in one pass, or the pieces of a segment that lost a span: ``parent`` then takes their result."""
+
+    job: Job
+    index: int  # among the job's texts, or the parent's segments
+    stage: int  # which of the job's passes
+    document: Document
+    parent: Text | None
+    translations: list[str]
+    left: int  # segments not translated yet
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Part:
+    """A segment of a text, and what the model made of its chunks."""
+
+    text: Text
+    index: int
+    outputs: list[list[str]]
+    left: int  # chunks not translated yet
+
+    @property
+    def tokens(self) -> list[str]:
+        return [token for output in self.outputs for token in output]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Sentence:
+    """What waits and is translated: a segment, or a chunk of one, as tokens."""
+
+    job: Job
+    package: Package
+    part: Part
+    chunk: int
+    tokens: Tokens
+    again: bool = False  # the second try, as the output of the first was degenerate
+
+
+class Backlog:
+    """Sentences that wait, to be found by age and, within a package, by length."""
+
+    def __init__(self) -> None:
+        self._groups: dict[object, dict[int, dict[Sentence, None]]] = {}  # group -> tokens -> sentences
+        self._ages: dict[bool, list[tuple[int, int, Sentence]]] = {True: [], False: []}  # urgent -> heap
+        self._numbers = itertools.count()
+        self._turn = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, sentence: Sentence) -> None:
+        job = sentence.job
+        group = self._groups.setdefault(_group(sentence, job.urgent), {})
+        group.setdefault(len(sentence.tokens), {})[sentence] = None
+        heapq.heappush(self._ages[job.urgent], (job.age, next(self._numbers), sentence))
+        job.waiting.add(sentence)
+        self._size += 1
+
+    def remove(self, sentence: Sentence) -> None:
+        """Take it out. Its entry by age stays until that is the oldest."""
+        key = _group(sentence, sentence.job.urgent)
+        group = self._groups[key]
+        tokens = len(sentence.tokens)
+        del group[tokens][sentence]
+        if not group[tokens]:
+            del group[tokens]
+        if not group:
+            del self._groups[key]
+        sentence.job.waiting.discard(sentence)
+        self._size -= 1
+
+    def take(self, batch_tokens: int) -> list[Sentence]:
+        """The next batch: at most ``batch_tokens`` tokens, padding counted, but always its leader."""
+        leader = self._leader()
+        if leader is None:
+            return []
+        batch = [leader]
+        self.remove(leader)
+        longest = near = len(leader.tokens)
+        for urgent in (leader.job.urgent, not leader.job.urgent):
+            lengths = self._groups.get(_group(leader, urgent), {})
+            for length in sorted(lengths, key=lambda length: abs(length - near)):
+                room = batch_tokens // max(longest, length) - len(batch)
+                if room > 0:
+                    batch += itertools.islice(lengths[length], room)
+                    longest = max(longest, length)
+        for sentence in batch[1:]:
+            self.remove(sentence)
+        return batch
+
+    def _leader(self) -> Sentence | None:
+        urgent, others = self._oldest(True), self._oldest(False)
+        if urgent is None or others is None:
+            self._turn = 0
+            return urgent or others
+        self._turn = (self._turn + 1) % OLDEST_EVERY
+        return urgent if self._turn or urgent.job.age < others.job.age else others
+
+    def _oldest(self, urgent: bool) -> Sentence | None:
+        ages = self._ages[urgent]
+        while ages and ages[0][2] not in ages[0][2].job.waiting:
+            heapq.heappop(ages)
+        return ages[0][2] if ages else None
+
+
+def _group(sentence: Sentence, urgent: bool) -> tuple[object, ...]:
+    """Sentences of the same group may share a batch."""
+    return (sentence.package.path, sentence.again, urgent, sentence.job.key if sentence.job.alone else None)
