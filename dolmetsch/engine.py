@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Batch:
     """What one ``run`` works on: ``sentences`` of the jobs ``keys``, and ``outcomes`` that need no model."""
 

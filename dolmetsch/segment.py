@@ -30,7 +30,6 @@ translation exactly once in 95 92 86 84 84 84 77 74 73 68 %; rare names, codes l
 # Stand-ins can be longer than the shortest spans, so the raw text of a segment is kept this much shorter.
 _MAX_RAW_CHARS: Final = MAX_SEGMENT_CHARS - 8 * len(STAND_INS)
 
-
 _LETTER: Final = regex.compile(r"\p{L}")
 _SOLID: Final = regex.compile(r"[\p{L}\p{N}]")
 _GLUE: Final = regex.compile(r"[\w\p{M}]")
@@ -151,12 +150,12 @@ def parse(text: str, language: str) -> Document:
     run: list[Span] = []
     for span in find_spans(text):
         if span.kind == "cut":
-            _add_run(builder, text[start : span.start], [one.moved(-start) for one in run], language)
+            _add_run(builder, text[start : span.start], run, language)
             builder.literal(text[span.start : span.end])
             start, run = span.end, []
         else:
-            run.append(span)
-    _add_run(builder, text[start:], [span.moved(-start) for span in run], language)
+            run.append(span.moved(-start))
+    _add_run(builder, text[start:], run, language)
     return builder.document()
 
 

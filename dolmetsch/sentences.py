@@ -45,12 +45,11 @@ def sentence_ends(text: str, spans: Sequence[Span], language: str, most_chars: i
             at += len(sentence)
             if at < len(run) and _goes_on(run[begin:at], language):
                 continue
-            for chunk in _chunks(run[begin:at], most_chars):
-                begin += len(chunk)
-                yield done + begin
+            yield from _ends(run[begin:at], most_chars, done + begin)
+            begin = min(at, len(run))
+        if begin < len(run):  # sentencex lost something: keep the rest as it is
+            yield from _ends(run[begin:], most_chars, done + begin)
         done += len(run)
-        if begin != len(run):  # sentencex lost or added something: keep the rest as it is
-            yield done
 
 
 def _shadow(text: str, spans: Sequence[Span]) -> str:
@@ -74,6 +73,13 @@ def _goes_on(sentence: str, language: str) -> bool:
     if language in _ORDINAL_LANGUAGES and _ORDINAL.search(sentence[-16:]):
         return True
     return language == "de" and _ABBREVIATION.search(sentence[-16:]) is not None
+
+
+def _ends(sentence: str, limit: int, start: int) -> Iterator[int]:
+    """Where the chunks of ``sentence``, which begins at ``start``, end."""
+    for chunk in _chunks(sentence, limit):
+        start += len(chunk)
+        yield start
 
 
 def _chunks(text: str, limit: int) -> Iterator[str]:

@@ -84,6 +84,8 @@ _URL_TAIL: Final = frozenset("?!.,:;*_~'\"]}“”„«»‘’‚…")
 
 @dataclass(frozen=True, slots=True)
 class Span:
+    """Where a span is, in characters; ``kind`` is cut, word or mark."""
+
     start: int
     end: int
     kind: str

@@ -445,6 +445,29 @@ def test_a_batch_that_fails_costs_only_the_culprit(engine: ArgosEngine, monkeypa
     assert outcomes[b"good"].texts == translate(engine, SHORT)
 
 
+def test_texts_stay_out_of_details_and_logs(
+    engine: ArgosEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(decoder_module, "RETRY", {"no_such_option": 1})  # pybind11 then lists all arguments
+    engine.submit(b"tokens", ROUTE, [RUNAWAY])
+    engine.submit(b"text", ROUTE, ["Ein \ud800 im Text."])  # is no UTF-8, and the codec says which character
+    outcomes = finish(engine)
+    assert {outcome.code for outcome in outcomes.values()} == {"engine_error"}
+    assert "TypeError" in outcomes[b"tokens"].detail and "UnicodeEncodeError" in outcomes[b"text"].detail
+    said = " ".join([caplog.text, *[outcome.detail for outcome in outcomes.values()]])
+    assert "UnicodeEncodeError" in caplog.text
+    assert not [words for words in ("ha'", "haha", "ud800", "\ud800", "im Text") if words in said], said
+
+
+def test_the_records_of_a_job_do_not_show_its_texts(engine: ArgosEngine) -> None:
+    engine.submit(b"a", ROUTE, [SHORT])
+    batch = engine.next_batch()
+    assert batch is not None
+    (sentence,) = batch.sentences
+    for record in (batch, sentence, sentence.part, sentence.part.text, sentence.job):
+        assert "Hunger" not in repr(record)
+
+
 def test_an_unknown_compute_type_is_a_configuration_error(package: Package) -> None:
     with pytest.raises(ConfigError, match="compute_type = 'int3'"):
         ArgosEngine([package], EngineConfig(compute_type="int3")).warm()

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,11 @@ Start = Callable[..., Parent]
 def start() -> Iterator[Start]:
     parents: list[Parent] = []
 
-    def start_child(*options: str) -> Parent:
+    def start_child(*options: str, program: Sequence[str] = ("-m", "dolmetsch.worker")) -> Parent:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dolmetsch.worker", "--fd", str(theirs.fileno()), *options],
+                [sys.executable, *program, "--fd", str(theirs.fileno()), *options],
                 pass_fds=[theirs.fileno()],
                 cwd=HOUSE,
                 stderr=subprocess.PIPE,
@@ -209,6 +209,28 @@ def test_an_error_in_a_batch_costs_its_jobs_and_no_more(caplog: pytest.LogCaptur
     # Where texts are handled, a library's message may quote one: no log and no detail repeats it.
     assert "no such" not in caplog.text + detail
     assert "a batch of 1 jobs failed: KeyError" in caplog.text
+
+
+FAULTY = """
+import sys
+from dolmetsch import engine, worker
+
+def next_batch(self):
+    raise KeyError([outcome.texts for outcome in self._others.values()])
+
+engine.EchoEngine.next_batch = next_batch
+sys.exit(worker.main())
+"""
+
+
+def test_a_bug_ends_the_child_without_a_word_of_the_text(start: Start) -> None:
+    parent = start("--engine", "echo", program=("-c", FAULTY))
+    assert parent.receive()[0] == "ready"
+    parent.jobs((b"1", ["Das bleibt unter uns."]))
+    assert parent.process.wait(LIMIT_S) == 1
+    *_, last = parent.errors().splitlines()
+    assert "error worker[-1]: failed: KeyError at <string>:6, worker.py:" in last
+    assert "unter uns" not in last and "Traceback" not in last
 
 
 def test_a_parent_that_does_not_read_is_given_up() -> None:
