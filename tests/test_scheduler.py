@@ -149,6 +149,19 @@ def test_a_job_submitted_twice_is_one_job(cluster: Cluster) -> None:
     assert sent(cluster.submit(spec(1)), m.Accepted) == [m.JobState(key(1), "settled")]
 
 
+def test_the_gateway_that_submitted_last_gets_the_result_also_after_a_restart(cluster: Cluster) -> None:
+    lease = lease_one(cluster)
+    cluster.gateway("other", b"other")
+    assert sent(cluster.submit(spec(1), peer=b"other"), m.Accepted, b"other") == [m.JobState(key(1), "leased")]
+    again = cluster.restart()
+    again.gateway()
+    again.gateway("other", b"other")
+    again.node(held=(m.HeldLease(key(1), lease.attempt),))
+    sends = again.done(N1, lease)
+    assert sent(sends, m.Result, G) == []
+    assert [one.job_id for one in sent(sends, m.Result, b"other")] == [key(1)]
+
+
 def test_settled_ids_are_forgotten_beyond_their_cap() -> None:
     cluster = Cluster(max_settled=1)
     cluster.gateway()
