@@ -45,9 +45,10 @@ __all__ = ["ChildInfo", "Load", "Pool", "PoolJob", "PoolOutcome"]
 
 MAX_JOBS: Final = MAX_HELD  # a heartbeat cannot list more leases than that, so more could not be kept alive
 CHARS_PER_TOKEN: Final = 3  # German SentencePiece tokens are 3 to 4 characters long
-WINDOW_BATCHES: Final = 2  # in a child's hands: the batch it works on and the next one
-WINDOW_JOBS: Final = 128  # two batches of short messages; enough for an engine that does thousands a second
-URGENT_WINDOWS: Final = 2  # an urgent job may go on top of a full window: it waits for one batch, not for two
+WINDOW_BATCHES: Final = 4  # in a child's hands: the more, the more alike in length are the sentences of its batches
+WINDOW_JOBS: Final = 256  # as many batches of short messages; enough for an engine that does thousands a second
+LAST_WINDOWS: Final = 0.5  # when the queue comes to its end children get this share, so that they end together
+URGENT_WINDOWS: Final = 1.5  # an urgent job may go on top of a full window: it waits for one batch, not for the window
 START_LIMIT_S: Final = 60.0  # reading a model from a slow SD card takes seconds; a minute is stuck
 START_TRIES: Final = 5  # deaths before the first child was ever ready: it is the installation, not chance
 STEADY_S: Final = 30.0  # a child that lived this long was well: its next restart is quick again
@@ -261,7 +262,8 @@ class Pool:
         if not children or not (self._urgent or self._bulk):
             return
         given: dict[Child, list[PoolJob]] = {}
-        for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, 1)):
+        plenty = self.queued_chars > self.window_chars * len(children) or self.queued > WINDOW_JOBS * len(children)
+        for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, 1.0 if plenty else LAST_WINDOWS)):
             while lane:
                 child = min(children, key=self._fullness)
                 if self._fullness(child) >= windows:

@@ -20,6 +20,8 @@ _MAX_RUN_CHARS: Final = 4000
 # Writers on Discord often drop capitals, and sentencex takes a capital for the start of a sentence: so it is
 # shown capitals. Splitting such text gains 5 chrF; its own list of abbreviations still decides.
 _LOWER_START: Final = regex.compile(r"(?<=(?:\p{L}\p{L}\.|[!?])\s{1,3})\p{Ll}")
+# Most chat messages are one sentence, and look it: sentencex takes ten times as long to find that out.
+_ONE_SENTENCE: Final = regex.compile(r"[\p{Latin}\p{M}\p{Nd} ,'’\"„“”–-]*+[.!?]?+\s*+")
 _ORDINAL_LANGUAGES: Final = frozenset(
     ("de", "da", "nb", "no", "fi", "et", "cs", "sk", "sl", "hr", "sr", "hu", "pl", "lv", "is", "tr")
 )
@@ -37,6 +39,9 @@ def sentence_ends(text: str, spans: Sequence[Span], language: str, most_chars: i
 
     Nothing in ``spans`` ends a sentence.
     """
+    if not spans and len(text) <= most_chars and _ONE_SENTENCE.fullmatch(text):
+        yield len(text)
+        return
     done = 0
     for run in _chunks(_shadow(text, spans), _MAX_RUN_CHARS):
         capitals = _LOWER_START.sub(_upper, run)

@@ -47,10 +47,10 @@ from dolmetsch.messages import (
 )
 
 RESEND_S: Final = 2.0
-PREFETCH_S: Final = 0.75  # work in hand: children never wait for the network, idle nodes are not starved for long
-MIN_CREDIT: Final = 160  # jobs for each worker there may be: more than its window, or the pool never sees a backlog
-GATHER_S: Final = 0.03  # a busy node gathers bulk outcomes this long: its broker then commits half as often
-GATHER_JOBS: Final = 64  # ... or until there are so many; and it is busy when it works on more than that
+PREFETCH_S: Final = 1.0  # work in hand: children never wait for the network, idle nodes are not starved for long
+MIN_CREDIT: Final = 320  # jobs for each worker there may be: more than its window, or the pool never sees a backlog
+GATHER_S: Final = 0.2  # a busy node gathers bulk outcomes this long: each message wakes the broker, and it a disk
+GATHER_JOBS: Final = 256  # ... or until there are so many; and it is busy when it works on more than that
 HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here
 FATAL: Final = frozenset({"name_taken", "wrong_version"})  # errors that trying again cannot mend
 

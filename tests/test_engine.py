@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -430,6 +430,22 @@ def test_a_broken_model_or_tokenizer_is_one_clear_line(package: Package, copy_pa
     assert outcomes[b"a"].code == outcomes[b"b"].code == "engine_error"
     assert "model" in outcomes[b"a"].detail and "SentencePiece" in outcomes[b"b"].detail
     assert outcomes[b"c"].texts is not None
+
+
+def test_only_outputs_with_unknown_words_pay_for_naming_them(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_module.Decoder(EngineConfig())
+    runs: list[tuple[list[tuple[str, ...]], bool]] = []
+
+    def run(_: Package, rows: list[tuple[str, ...]], options: Mapping[str, object]) -> list[list[str]]:
+        named = "replace_unknowns" in options
+        runs.append((rows, named))
+        return [["▁see", row[-1] if named or row[-1] != "▁Ж" else "<unk>"] for row in rows]
+
+    monkeypatch.setattr(decoder, "_run", run)
+    known, unknown = ("▁siehe", "▁Haus"), ("▁siehe", "▁Ж")
+    outputs = decoder.translate(package, [known, unknown], again=False)
+    assert outputs == {known: ["▁see", "▁Haus"], unknown: ["▁see", "▁Ж"]}
+    assert runs == [([known, unknown], False), ([unknown], True)]
 
 
 def test_a_batch_that_fails_costs_only_the_culprit(engine: ArgosEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_child.py")))
 QUIET = Load(cpu=(0.0,) * 8, ram=10.0)
 LIMIT_S = 20.0  # of waiting for a condition: far above what any takes
 
-ENGINE = EngineConfig(beam_size=2, batch_tokens=64)  # a window of 384 characters
+ENGINE = EngineConfig(beam_size=2, batch_tokens=32)  # a window of 384 characters
 
 
 class Rig:
@@ -288,9 +288,17 @@ def test_urgent_goes_first_and_on_top_of_a_full_window(make: Make) -> None:
 
 def test_windows_bound_the_hands_and_spread_the_work(make: Make) -> None:
     rig = make(workers=2).ready(2)
-    rig.submit(*jobs(300, "sleep:0.01", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [pool_module.WINDOW_JOBS] * 2
-    assert rig.pool.queued == 300 - 2 * pool_module.WINDOW_JOBS == rig.pool.queued_chars
+    full = pool_module.WINDOW_JOBS
+    rig.submit(*jobs(3 * full, "sleep:0.01", chars=1))
+    assert [child.in_flight for child in rig.pool.children()] == [full] * 2
+    assert rig.pool.queued == full == rig.pool.queued_chars
+
+
+def test_the_last_of_a_backlog_are_handed_out_in_smaller_portions(make: Make) -> None:
+    rig = make(workers=2).ready(2)
+    full = pool_module.WINDOW_JOBS
+    rig.submit(*jobs(2 * full, "sleep:0.01", chars=1))
+    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.LAST_WINDOWS] * 2
 
 
 def test_cancel_queued_and_in_hand(make: Make) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dolmetsch import sentences
 from dolmetsch.errors import LocalError
 from dolmetsch.segment import MAX_SEGMENT_CHARS, STAND_INS, Document, Emphasis, parse
+from dolmetsch.sentences import sentence_ends
 
 SPANS = (
     "<@1>",
@@ -443,3 +446,12 @@ def test_literals_come_out_in_order_and_nothing_raises(text: str, noise: str) ->
     at = 0
     for literal in (part for part in document.parts if isinstance(part, str)):
         at = translated.index(literal, at) + len(literal)
+
+
+@settings(max_examples=300)
+@given(st.text(alphabet="abzÄß ,'-–„“.!?…:3é", min_size=1, max_size=80), st.sampled_from(("de", "en")))
+def test_what_looks_like_one_sentence_is_one_for_the_splitter_too(text: str, language: str) -> None:
+    quick = list(sentence_ends(text, (), language, 600))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentences, "_ONE_SENTENCE", regex.compile(r"(?!)"))
+        assert quick == list(sentence_ends(text, (), language, 600))

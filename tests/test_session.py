@@ -79,7 +79,7 @@ def test_a_node_registers_when_it_can_translate_and_not_before() -> None:
     node = Node()
     assert node.tick(10) == []
     (register,) = of(node.handle(se.Offer(ROUTES, 2)), m.Register)
-    assert (register.node, register.routes, register.capacity) == ("pi", ROUTES, 320)
+    assert (register.node, register.routes, register.capacity) == ("pi", ROUTES, 2 * se.MIN_CREDIT)
     assert of(node.tick(0.5), m.Register) == []
     assert len(of(node.tick(0.6), m.Register)) == 1  # no answer yet
 
@@ -106,7 +106,7 @@ def test_outcomes_are_sent_until_received(node: Node) -> None:
 
 
 def test_a_busy_node_gathers_bulk_outcomes_for_a_moment_but_never_interactive_ones(node: Node) -> None:
-    bulk = tuple(lease(n)._replace(lane=m.BULK) for n in range(200))
+    bulk = tuple(lease(n)._replace(lane=m.BULK) for n in range(3 * se.GATHER_JOBS))
     node.hear(m.Lease(jobs=bulk))
     assert of(node.finish(1), m.Done) == []
     assert of(node.finish(2), m.Done) == []
@@ -116,10 +116,10 @@ def test_a_busy_node_gathers_bulk_outcomes_for_a_moment_but_never_interactive_on
     node.hear(m.Lease(jobs=(lease(999),)))
     (done,) = of(node.finish(999), m.Done)
     assert len(done.jobs) == 2
-    for number in range(4, 200 - se.GATHER_JOBS):
+    for number in range(4, 2 * se.GATHER_JOBS + 9):
         node.finish(number)
     node.tick(se.GATHER_S)
-    assert len(of(node.finish(199), m.Done)) == 1  # few are left: not busy
+    assert len(of(node.finish(600), m.Done)) == 1  # few are left: not busy
 
 
 def test_a_newer_attempt_of_what_is_held_counts_for_the_work_under_way(node: Node) -> None:
@@ -146,14 +146,14 @@ def test_every_beat_lists_what_is_worked_on_and_less_credit_when_hot(node: Node)
     node.finish(2)
     (beat,) = of(node.handle(se.Beat(health(jobs_per_s=1600.0))), m.Heartbeat)
     assert beat.held == (held(1),)
-    assert (beat.capacity, beat.temperature_c) == (1200, -300.0)
+    assert (beat.capacity, beat.temperature_c) == (1600 * se.PREFETCH_S, -300.0)
     for hot in ({"throttled": True}, {"temperature_c": 85.0}):
         (beat,) = of(node.handle(se.Beat(health(jobs_per_s=1600.0, **hot))), m.Heartbeat)
-        assert beat.capacity == 600
+        assert beat.capacity == 800 * se.PREFETCH_S
 
 
 def test_capacity_stays_in_its_bounds() -> None:
-    assert capacity(4, 0.0, hot=False) == capacity(4, 0.1, hot=False) == 640
+    assert capacity(4, 0.0, hot=False) == capacity(4, 0.1, hot=False) == 4 * se.MIN_CREDIT
     assert capacity(4, 1e6, hot=False) == m.MAX_CAPACITY
     assert capacity(1, 0.1, hot=True) >= 1
 
