@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help env run node test check bench clean
 
 help:
-	@echo "make run                        a broker and a node on this computer"
+	@echo "make run                        a broker and a node on this computer, and the bot if it has a token"
 	@echo "make node BROKER=tcp://HOST     a node only, for the broker on HOST"
 	@echo "make test                       the whole test suite"
 	@echo "make check                      ruff, mypy, and who imports whom"
@@ -32,8 +32,10 @@ dev: .venv/installed-dev
 
 # The waiter prints one line once the cluster can translate, and ends; honcho runs the programs of the Procfile.
 run: env
-	@$(BIN)/python gateway_cli.py --wait 120 & waiter=$$!; trap 'kill $$waiter 2>/dev/null; true' EXIT; \
-		$(BIN)/honcho start
+	@programs="broker node"; if $(BIN)/python gateway_discord.py --has-token; then programs="$$programs discord"; \
+		else echo "no DISCORD_TOKEN: the Discord gateway is not started (see .env.example)"; fi; \
+		$(BIN)/python gateway_cli.py --wait 120 & waiter=$$!; trap 'kill $$waiter 2>/dev/null; true' EXIT; \
+		$(BIN)/honcho start $$programs
 
 node: env
 	@test -n "$(BROKER)" || { echo "say which broker: make node BROKER=tcp://HOST"; exit 2; }
@@ -45,12 +47,13 @@ test: dev
 check: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy dolmetsch broker.py node.py gateway_cli.py
+	@$(BIN)/mypy dolmetsch broker.py node.py gateway_cli.py gateway_discord.py
 	@$(BIN)/python -m pytest -q tests/test_arrows.py
 
 bench: env
 	@$(BIN)/python bench/throughput.py
 	@$(BIN)/python bench/overhead.py
+	@$(BIN)/python bench/reactions.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

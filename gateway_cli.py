@@ -240,6 +240,7 @@ def _show_status(status: Status, as_json: bool) -> str:
     if as_json:
         record = {name: getattr(status, name) for name in status.__slots__}
         record["nodes"] = [node._asdict() for node in status.nodes]
+        record["gateways"] = [gateway._asdict() for gateway in status.gateways]
         record["routes"] = {route.route: route.model for route in status.routes}
         return json.dumps(record, ensure_ascii=False)
     lines = [
@@ -255,6 +256,13 @@ def _show_status(status: Status, as_json: bool) -> str:
             f"node     {node.name}: {node.state}, {_count(node.workers, 'worker')}, {node.leased}/{node.capacity} jobs,"
             f" {node.chars_per_s:.0f} characters/s, CPU {node.cpu_percent:.0f} %, RAM {node.ram_percent:.0f} %{heat}"
             f"{', throttled' if node.throttled else ''}, seen {node.seen_s_ago:.1f} s ago"
+        )
+    for gateway in status.gateways:
+        latency = "" if gateway.latency_ms < 0 else f", {gateway.latency_ms:.0f} ms"
+        lines.append(
+            f"gateway  {gateway.name}: {gateway.state}, {gateway.kind}, {_count(gateway.servers, 'server')}{latency},"
+            f" {gateway.queued} queued, {gateway.answered} answered, {gateway.failed} failed,"
+            f" {_count(gateway.unanswered, 'job')} unanswered, seen {gateway.seen_s_ago:.1f} s ago"
         )
     return "\n".join(lines)
 

@@ -3,11 +3,14 @@
 The scheduler decides; here a decision becomes a change of state, with everything that must change along with it: the
 lane or the lease the job leaves, its timer, its size, the gateway's list of results, the line in the ledger.
 ``validate`` says what is always true of all of these together.
+
+Beside the jobs stand the gateways' reports, each as long as its gateway is known.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections import Counter
+from typing import Final, NamedTuple
 
 from dolmetsch.cache import ResultCache
 from dolmetsch.config import SchedulerConfig
@@ -15,13 +18,20 @@ from dolmetsch.effects import Effect, Op, Persist, Record, Send
 from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, Outcome, State
 from dolmetsch.lanes import Lanes
-from dolmetsch.messages import HeldLease, JobSpec, Message, Revoke
+from dolmetsch.messages import HeldLease, JobSpec, Message, Report, Revoke
 from dolmetsch.roster import Gateway, Node, Roster
 from dolmetsch.settled import SettledIds
 from dolmetsch.timers import Timers
 
 REVIVED_S: Final = 300.0  # what a requeued dead letter has: its first deadline was made for somebody who waited
 ROUTE_NAMES: Final = 512  # route strings shared between jobs
+
+
+class Reported(NamedTuple):
+    """A gateway's last report, and when it came."""
+
+    report: Report
+    at: float
 
 
 class Books:
@@ -37,6 +47,7 @@ class Books:
         self.timers: Timers[bytes] = Timers()
         self.dead: dict[bytes, Job] = {}
         self.orphans: dict[bytes, Job] = {}  # leased, but to no node that is here: claimed soon or queued again
+        self.reports: dict[str, Reported] = {}  # by the gateway's name, the latest at the end
         self.bytes = 0
         self.done = 0
         self.failed = 0
@@ -48,6 +59,24 @@ class Books:
     def send(self, peer: bytes, message: Message) -> None:
         """Have ``message`` sent once everything is committed."""
         self.effects.append(Send(peer, message))
+
+    # ---- gateways ----
+
+    def report(self, gateway: Gateway, report: Report, now: float) -> None:
+        """Keep ``report`` in place of the one before."""
+        self.reports.pop(gateway.name, None)
+        self.reports[gateway.name] = Reported(report, now)
+
+    def forget_idle(self) -> None:
+        """Forget gateways that are gone and own nothing, and what they reported."""
+        self.roster.forget_idle()
+        for name in self.reports.keys() - self.roster.gateways.keys():
+            del self.reports[name]
+
+    def unanswered(self) -> dict[str, int]:
+        """By gateway, the jobs that it has not acked yet: what waits, what is at nodes, what is to be told."""
+        told = Counter(job.gateway for job in self.dead.values() if job.acked)
+        return {one.name: one.jobs - told[one.name] for one in self.roster.gateways.values()}
 
     # ---- a job comes ----
 
@@ -317,6 +346,7 @@ class Books:
                 one.jobs == sum(job.gateway == one.name for job in self.jobs.values())
                 for one in self.roster.gateways.values()
             ),
+            "a report is of a gateway that is known": self.reports.keys() <= self.roster.gateways.keys(),
             "every job has a timer": len(self.timers) == len(self.jobs),
             "bytes add up": self.bytes == sum(job.size for job in self.jobs.values()),
         }

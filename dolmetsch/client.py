@@ -11,6 +11,7 @@ reads all there is.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 import uuid
@@ -21,7 +22,7 @@ from typing import Final, Self, TypeVar
 import zmq
 
 from dolmetsch.errors import DolmetschError, JobFailed, JobRejected, JobSettled, NoBroker, RemoteError
-from dolmetsch.messages import BULK, INTERACTIVE, Answer, JobSpec, Route, Status
+from dolmetsch.messages import BULK, INTERACTIVE, NO_LATENCY_MS, Answer, JobSpec, Report, Route, Status
 from dolmetsch.outbox import (
     Deliver,
     Down,
@@ -32,6 +33,7 @@ from dolmetsch.outbox import (
     GiveUp,
     Have,
     Informed,
+    Offered,
     Outbox,
     Post,
     Reconnect,
@@ -40,6 +42,7 @@ from dolmetsch.outbox import (
     RequeueDead,
     Send,
     Settled,
+    Tell,
     Tick,
     Up,
     Withdraw,
@@ -86,7 +89,7 @@ class Client:
         self._timer: asyncio.TimerHandle | None = None
         self._pumping: asyncio.Handle | None = None
         self._fd = -1
-        self.routes: tuple[Route, ...] = ()
+        self.routes: tuple[Route, ...] = ()  # what nodes offer: at most some seconds old while there is a broker
         self.trouble = ""  # why the broker cannot be talked to, in words; empty when it can
 
     async def __aenter__(self) -> Self:
@@ -144,6 +147,27 @@ class Client:
         """Nobody waits for the job any more; its ``ending`` is not called."""
         self._endings.pop(job_id, None)
         self._handle(Withdraw((job_id,)))
+        self._pump_soon()
+
+    def report(
+        self, *, kind: str, servers: int, latency_ms: float | None, queued: int, answered: int, failed: int
+    ) -> None:
+        """Tell the broker how this gateway is; without one nothing happens, for the next report is a second away.
+
+        ``latency_ms`` is to the gateway's own service: None, NaN, infinity or below 0 for none. ``queued`` are requests
+        without an answer yet; ``answered`` and ``failed`` count since the gateway started.
+        """
+        if latency_ms is None or not math.isfinite(latency_ms) or latency_ms < 0:
+            latency_ms = NO_LATENCY_MS
+        report = Report(
+            kind=kind,
+            servers=servers,
+            latency_ms=latency_ms,
+            queued=queued,
+            answered=answered,
+            failed=failed,
+        )
+        self._handle(Tell(report))
         self._pump_soon()
 
     async def translate(
@@ -268,6 +292,8 @@ class Client:
             case Up(routes):
                 self.routes, self.trouble = routes, ""
                 self._up.set()
+            case Offered(routes):
+                self.routes = routes
             case Down(why, fatal):
                 self.trouble = why
                 self._up.clear()

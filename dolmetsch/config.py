@@ -17,7 +17,13 @@ from msgspec import Meta, Struct
 
 from dolmetsch.errors import ConfigError
 
-ALIASES: Final = {"MAX_CPU": "DOLMETSCH_POOL_MAX_CPU", "MAX_RAM": "DOLMETSCH_POOL_MAX_RAM"}  # the first bot's names
+ALIASES: Final = {  # names without the prefix: the first two and the last are the first bot's
+    "MAX_CPU": "DOLMETSCH_POOL_MAX_CPU",
+    "MAX_RAM": "DOLMETSCH_POOL_MAX_RAM",
+    "DISCORD_API": "DOLMETSCH_DISCORD_API",
+    "DISCORD_GATEWAY": "DOLMETSCH_DISCORD_GATEWAY",
+    "STATUS_FILE": "DOLMETSCH_DISCORD_STATUS_FILE",
+}
 PREFIX: Final = "DOLMETSCH_"
 
 
@@ -117,6 +123,28 @@ class PoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 85.0
 
 
+class DiscordConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the Discord gateway behaves. Its token is not here: it comes from .env or DISCORD_TOKEN alone."""
+
+    flags: Annotated[str, Meta(description="a flags.toml of your own; empty: the one that ships with dolmetsch")] = ""
+    state: Annotated[str, Meta(description="file that remembers replies; empty: in the user's data folder")] = ""
+    status_file: Annotated[str, Meta(description="file whose lines the presence shows in turn; empty: the cluster")] = (
+        ""
+    )
+    api: Annotated[str, Meta(description="address of the REST API; empty: Discord's")] = ""
+    gateway: Annotated[str, Meta(description="address of the WebSocket gateway; empty: Discord's")] = ""
+    window_s: Annotated[float, Meta(ge=60, description="seconds for which a reply follows its message")] = 7 * 86_400.0
+    deadline_s: Annotated[float, Meta(ge=1, le=86_400, description="seconds a translation may take")] = 60.0
+    hourglass_s: Annotated[
+        float, Meta(ge=0, description="seconds after which an hourglass shows that it takes time")
+    ] = 1.5
+    limit_s: Annotated[float, Meta(gt=0, le=86_400, description="seconds that the four limits below count over")] = 60.0
+    user_limit: Annotated[int, Meta(ge=1, description="translations for one user")] = 60
+    channel_limit: Annotated[int, Meta(ge=1, description="translations in one channel")] = 300
+    guild_limit: Annotated[int, Meta(ge=1, description="translations in one guild")] = 600
+    total_limit: Annotated[int, Meta(ge=1, description="translations in all")] = 3000
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of it: a table in the file for each part."""
 
@@ -125,6 +153,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     node: NodeConfig = NodeConfig()
     pool: PoolConfig = PoolConfig()
     engine: EngineConfig = EngineConfig()
+    discord: DiscordConfig = DiscordConfig()
 
 
 SECTIONS: Final[Mapping[str, type[Struct]]] = {
@@ -133,6 +162,7 @@ SECTIONS: Final[Mapping[str, type[Struct]]] = {
     "node": NodeConfig,
     "pool": PoolConfig,
     "engine": EngineConfig,
+    "discord": DiscordConfig,
 }
 
 Table = dict[str, dict[str, Any]]

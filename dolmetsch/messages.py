@@ -23,9 +23,11 @@ MAX_DETAIL_CHARS: Final = 500
 MAX_ROUTES: Final = 512
 MAX_CORES: Final = 512
 MAX_NODES: Final = 1024
+MAX_GATEWAYS: Final = 256  # gateways in one STATUS: those that reported last
 MAX_DEADLINE_S: Final = 86_400.0
 MAX_CAPACITY: Final = 4096  # credit of one node, in jobs
 JOB_ID_BYTES: Final = 16
+NO_LATENCY_MS: Final = -1.0  # of a gateway that has no service of its own, or has not measured it
 
 INTERACTIVE: Final = 0  # somebody is looking at the screen
 BULK: Final = 1  # files, imports: served behind the interactive lane, but never starved
@@ -148,6 +150,21 @@ class NodeStatus(NamedTuple):
     seen_s_ago: float
 
 
+class GatewayStatus(NamedTuple):
+    """One gateway in a STATUS answer: what it reported ``seen_s_ago`` seconds ago, and how many answers it is owed."""
+
+    name: str
+    state: str
+    kind: str
+    servers: int
+    latency_ms: float
+    queued: int
+    answered: int
+    failed: int
+    unanswered: int
+    seen_s_ago: float
+
+
 # ---- gateway to broker ----
 
 
@@ -189,12 +206,33 @@ class Requeue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ping:
-    """Are you there? Answered with Pong."""
+    """Are you there? Answered with Pong, and with Routes before it unless ``edition`` is the present one.
+
+    ``edition`` is that of the routes which the gateway knows; 0 is the one without any route.
+    """
+
+    edition: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """How is the cluster? Answered with Status."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How the gateway is: once a second, never answered. Counters count since the gateway started.
+
+    ``latency_ms``, to the gateway's own service, is -1.0 where there is none. ``queued`` counts requests that have no
+    answer yet.
+    """
+
+    kind: str
+    servers: int
+    latency_ms: float
+    queued: int
+    answered: int
+    failed: int
 
 
 # ---- broker to gateway ----
@@ -222,11 +260,20 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Routes:
+    """What nodes offer now; the number ``edition`` stands for this list until the broker ends."""
+
+    edition: int
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The cluster at a glance. Counters count since the broker started."""
 
     routes: tuple[Route, ...]
     nodes: tuple[NodeStatus, ...]
+    gateways: tuple[GatewayStatus, ...]
     queued_interactive: int
     queued_bulk: int
     leased: int
@@ -309,6 +356,7 @@ class Welcome:
 
     broker: str
     heartbeat_s: float
+    edition: int
     routes: tuple[Route, ...]
 
 
@@ -352,8 +400,8 @@ class Error:
 
 
 Message = (
-    Hello | Submit | Ack | Cancel | Requeue | Ping | Ask
-    | Accepted | Rejected | Result | Status
+    Hello | Submit | Ack | Cancel | Requeue | Ping | Ask | Report
+    | Accepted | Rejected | Result | Routes | Status
     | Register | Heartbeat | Done | Failed | Goodbye
     | Welcome | Lease | Received | Revoke | Reregister | Pong | Error
 )  # fmt: skip

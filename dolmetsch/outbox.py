@@ -7,6 +7,7 @@ One door: ``handle(event, now)`` gives effects. The rules:
    then.
 3. A result that nobody here asked for belongs to an earlier process of this gateway: it is delivered as a stray.
 4. A job whose deadline passes while the broker cannot be reached is given up here, with one honest word.
+5. Each ping says which edition of the routes is known here: when it is old, the broker sends the present one.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from dolmetsch.messages import (
     Pong,
     Refusal,
     Rejected,
+    Report,
     Requeue,
     Reregister,
     Result,
     Route,
+    Routes,
     Status,
     Submit,
     Welcome,
@@ -103,6 +106,13 @@ class RequeueDead:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the broker how the gateway is, if it is there now: the next report is a second away."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
 class FromBroker:
     """A valid message came."""
 
@@ -114,7 +124,7 @@ class Tick:
     """The end of one turn of the loop."""
 
 
-Event = Post | Have | Withdraw | Enquire | RequeueDead | FromBroker | Tick
+Event = Post | Have | Withdraw | Enquire | RequeueDead | Tell | FromBroker | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,13 @@ class Up:
 
 
 @dataclass(frozen=True, slots=True)
+class Offered:
+    """The broker offers these routes from now on."""
+
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Down:
     """The broker is not to be talked to: ``why`` says so for people."""
 
@@ -188,7 +205,7 @@ class Down:
     fatal: bool
 
 
-Effect = Send | Deliver | Refuse | Settled | GiveUp | Informed | Requeued | Reconnect | Up | Down
+Effect = Send | Deliver | Refuse | Settled | GiveUp | Informed | Requeued | Reconnect | Up | Offered | Down
 
 
 class Outbox:
@@ -205,6 +222,7 @@ class Outbox:
         self._enquiry_at: float | None = None
         self._requeue = False
         self._awaits_requeue = False
+        self._edition = 0  # of the routes that were told last
         self._ping_at = now
         self._ack_at: float | None = None
         self._look_at = now
@@ -239,6 +257,9 @@ class Outbox:
                 self._enquiry_at = now
             case RequeueDead():
                 self._requeue = True
+            case Tell(report):
+                if self._link.up:
+                    self._effects.append(Send(report))
             case FromBroker(message):
                 self._link.heard(now)
                 self._from_broker(message, now)
@@ -287,10 +308,14 @@ class Outbox:
                 for refusal in refusals:
                     if self._parcels.pop(refusal.job_id, None) is not None:
                         self._effects.append(Refuse(refusal))
-            case Welcome(routes=routes):
+            case Welcome(edition=edition, routes=routes):
                 self._link.welcomed()
+                self._edition = edition
                 self._send_all_again()
                 self._effects.append(Up(routes))
+            case Routes(edition=edition, routes=routes):
+                self._edition = edition
+                self._effects.append(Offered(routes))
             case Reregister():
                 self._link.unknown(now)
             case Status():
@@ -346,7 +371,7 @@ class Outbox:
             return
         if now >= self._ping_at:
             self._ping_at = now + PING_S
-            self._effects.append(Send(Ping()))
+            self._effects.append(Send(Ping(edition=self._edition)))
         if self._enquiry_at is not None and now >= self._enquiry_at:
             self._enquiry_at = now + RESEND_S
             self._effects.append(Send(Ask()))

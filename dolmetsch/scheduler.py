@@ -36,6 +36,7 @@ from dolmetsch.jobs import Job, Outcome, State
 from dolmetsch.messages import (
     BULK,
     INTERACTIVE,
+    MAX_GATEWAYS,
     MAX_ROUTES,
     Accepted,
     Ack,
@@ -47,6 +48,7 @@ from dolmetsch.messages import (
     Failed,
     Failure,
     Finished,
+    GatewayStatus,
     Goodbye,
     Heartbeat,
     HeldLease,
@@ -56,17 +58,20 @@ from dolmetsch.messages import (
     Lease,
     LeasedJob,
     Message,
+    NodeStatus,
     Ping,
     Pong,
     Received,
     Refusal,
     Register,
     Rejected,
+    Report,
     Requeue,
     Reregister,
     Result,
     Revoke,
     Route,
+    Routes,
     Status,
     Submit,
     Welcome,
@@ -79,6 +84,7 @@ CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is see
 GATEWAY_LOST_S: Final = 10.0  # a gateway pings every second; only sending to it depends on this
 RESULT_WINDOW: Final = 2048  # results a gateway may have unacked: far below the socket's high-water mark
 EVICTED: Final = 64  # replaced incarnations remembered, so that two nodes of one name do not fight for ever
+STATUS_NODES_BYTES: Final = 6 * 2**20  # of a STATUS: what else it can hold fits into the 2 MiB that are left
 GIVEN_BACK: Final = "given_back"  # a node's code for a job it did not try: no failure of the job
 
 
@@ -94,6 +100,8 @@ class Scheduler:
         self.bad_frames = 0  # counted by the program that decodes
         self._roster = self.books.roster
         self._models: dict[str, str] = {}  # routes on offer now
+        self._edition = 0  # the number of ...
+        self._published = self._models  # ... the latest routes that any gateway was told
         self._known_routes: dict[str, None] = {}  # routes on offer at any time since the start
         self._evicted: deque[tuple[str, str]] = deque(maxlen=EVICTED)
         self._took_ms: deque[int] = deque(maxlen=512)
@@ -102,6 +110,7 @@ class Scheduler:
         self._next_check = now
         self._doors: dict[type[Any], Callable[[Gateway, Any, float], None]] = {
             Submit: self._submit, Ack: self._ack, Cancel: self._cancel, Requeue: self._requeue,
+            Ping: self._ping, Report: self._report,
         }  # fmt: skip
         self._node_doors: dict[type[Any], Callable[[Node, Any, float], None]] = {
             Heartbeat: self._heartbeat, Done: self._done, Failed: self._failed, Goodbye: self._goodbye,
@@ -166,9 +175,6 @@ class Scheduler:
             self._hello(peer, message, now)
         elif isinstance(message, Register):
             self._register(peer, message, now)
-        elif isinstance(message, Ping):
-            # A gateway that only waits for results learns in this way that the broker was restarted.
-            self.books.send(peer, Reregister() if gateway is None else Pong())
         elif isinstance(message, Ask):
             self.books.send(peer, self.status(now))
         else:
@@ -184,8 +190,36 @@ class Scheduler:
         self.books.send(peer, self._welcome())
 
     def _welcome(self) -> Welcome:
+        routes = self._routes()
+        return Welcome(
+            broker=self._incarnation, heartbeat_s=self._config.heartbeat_s, edition=routes.edition, routes=routes.routes
+        )
+
+    def _routes(self) -> Routes:
+        return Routes(edition=self._present_edition(), routes=self._offers())
+
+    def _offers(self) -> tuple[Route, ...]:
         routes = tuple(Route(route, model) for route, model in sorted(self._models.items()))
-        return Welcome(broker=self._incarnation, heartbeat_s=self._config.heartbeat_s, routes=routes[:MAX_ROUTES])
+        return routes[:MAX_ROUTES]
+
+    def _present_edition(self) -> int:
+        """The number of the routes on offer; a new one only when somebody asks and they are others than before."""
+        if self._models is not self._published:
+            self._edition += self._models != self._published
+            self._published = self._models
+        return self._edition
+
+    def _ping(self, gateway: Gateway, message: Ping, now: float) -> None:
+        # In this way a gateway that only waits for results learns of new routes; and, being told to introduce itself,
+        # that the broker was restarted.
+        if gateway.peer is None:
+            return
+        if message.edition != self._present_edition():
+            self.books.send(gateway.peer, self._routes())
+        self.books.send(gateway.peer, Pong())
+
+    def _report(self, gateway: Gateway, message: Report, now: float) -> None:
+        self.books.report(gateway, message, now)
 
     def _submit(self, gateway: Gateway, message: Submit, now: float) -> None:
         accepted: list[JobState] = []
@@ -400,7 +434,7 @@ class Scheduler:
         for gateway in self._roster.gateways.values():
             if gateway.peer is not None and now - gateway.last_seen >= GATEWAY_LOST_S:
                 self._roster.disconnect(gateway)
-        self._roster.forget_idle()
+        self.books.forget_idle()
 
     def _expire(self, job: Job, now: float) -> None:
         if job.state is State.DONE:
@@ -475,8 +509,9 @@ class Scheduler:
     def status(self, now: float) -> Status:
         """The cluster at a glance."""
         return Status(
-            routes=self._welcome().routes,
-            nodes=tuple(node.status(now) for node in self._roster.nodes.values()),
+            routes=self._offers(),
+            nodes=_fitting(node.status(now) for node in self._roster.nodes.values()),
+            gateways=self._gateways(now),
             queued_interactive=self.books.lanes.count(INTERACTIVE),
             queued_bulk=self.books.lanes.count(BULK),
             leased=self.leased,
@@ -492,6 +527,38 @@ class Scheduler:
             done=self.books.done,
             failed=self.books.failed,
         )
+
+    def _gateways(self, now: float) -> tuple[GatewayStatus, ...]:
+        """Those that reported last, by name."""
+        unanswered = self.books.unanswered()
+        latest = sorted(list(self.books.reports.items())[-MAX_GATEWAYS:])
+        return tuple([
+            GatewayStatus(
+                name=name,
+                state="silent" if self._roster.gateways[name].peer is None else "up",
+                kind=report.kind,
+                servers=report.servers,
+                latency_ms=report.latency_ms,
+                queued=report.queued,
+                answered=report.answered,
+                failed=report.failed,
+                unanswered=unanswered[name],
+                seen_s_ago=max(0.0, now - at),
+            )
+            for name, (report, at) in latest
+        ])  # fmt: skip
+
+
+def _fitting(nodes: Iterable[NodeStatus]) -> tuple[NodeStatus, ...]:
+    """So many of ``nodes``, from the first, that a STATUS with them is no larger than a message may be."""
+    fitting: list[NodeStatus] = []
+    room = STATUS_NODES_BYTES
+    for node in nodes:
+        room -= text_bytes((node.name,)) + text_bytes(node.routes)
+        if room < 0:
+            break
+        fitting.append(node)
+    return tuple(fitting)
 
 
 def _earliest(able: list[Node], job: Job) -> Node:

@@ -25,6 +25,7 @@ from dolmetsch.messages import (
     MAX_CORES,
     MAX_DEADLINE_S,
     MAX_DETAIL_CHARS,
+    MAX_GATEWAYS,
     MAX_HELD,
     MAX_JOBS,
     MAX_MESSAGE_BYTES,
@@ -33,6 +34,7 @@ from dolmetsch.messages import (
     MAX_REPLY_TO_BYTES,
     MAX_ROUTES,
     MAX_TEXTS,
+    NO_LATENCY_MS,
     Accepted,
     Ack,
     Answer,
@@ -44,6 +46,7 @@ from dolmetsch.messages import (
     Failed,
     Failure,
     Finished,
+    GatewayStatus,
     Goodbye,
     Heartbeat,
     HeldLease,
@@ -60,11 +63,13 @@ from dolmetsch.messages import (
     Refusal,
     Register,
     Rejected,
+    Report,
     Requeue,
     Reregister,
     Result,
     Revoke,
     Route,
+    Routes,
     Status,
     Submit,
     Welcome,
@@ -198,6 +203,7 @@ _tenant = _string(MAX_NAME_CHARS)
 _model = _string(MAX_NAME_CHARS * 2)
 _reply_to = _blob(MAX_REPLY_TO_BYTES)
 _seconds = _number(0, 1e9)
+_latency = _number(NO_LATENCY_MS, 1e9)
 
 _spec = _record(JobSpec, _job_id, _name, _texts, _lane, _tenant, _number(0, MAX_DEADLINE_S), _reply_to)
 _state = _record(JobState, _job_id, _code)
@@ -214,6 +220,10 @@ _node = _record(
     _number(-300, 1000), _boolean, _seconds, _count, _seconds,
 )  # fmt: skip
 
+_gateway = _record(
+    GatewayStatus, _name, _code, _name, _count, _latency, _count, _count, _count, _count, _seconds,
+)  # fmt: skip
+
 _ids = _many(_job_id, MAX_JOBS)
 _leases = _many(_held, MAX_JOBS)
 _routes = _many(_route, MAX_ROUTES)
@@ -225,18 +235,27 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
     b"ACK": (Ack, {"jobs": _ids}),
     b"CANCEL": (Cancel, {"jobs": _ids}),
     b"REQUEUE": (Requeue, {"jobs": _ids}),
-    b"PING": (Ping, {}),
+    b"PING": (Ping, {"edition": _count}),
     b"ASK": (Ask, {}),
+    b"REPORT": (
+        Report,
+        {
+            "kind": _name, "servers": _count, "latency_ms": _latency, "queued": _count, "answered": _count,
+            "failed": _count,
+        },
+    ),
     b"ACCEPTED": (Accepted, {"jobs": _many(_state, MAX_JOBS)}),
     b"REJECTED": (Rejected, {"jobs": _many(_refusal, MAX_JOBS)}),
     b"RESULT": (Result, {"jobs": _many(_answer, MAX_JOBS)}),
+    b"ROUTES": (Routes, {"edition": _count, "routes": _routes}),
     b"STATUS": (
         Status,
         {
-            "routes": _routes, "nodes": _many(_node, MAX_NODES), "queued_interactive": _count,
-            "queued_bulk": _count, "leased": _count, "undelivered": _count, "dead_letters": _count,
-            "accepted": _count, "rejected": _count, "done": _count, "failed": _count, "cache_hits": _count,
-            "bad_frames": _count, "median_ms": _seconds, "uptime_s": _seconds, "draining": _boolean,
+            "routes": _routes, "nodes": _many(_node, MAX_NODES), "gateways": _many(_gateway, MAX_GATEWAYS),
+            "queued_interactive": _count, "queued_bulk": _count, "leased": _count, "undelivered": _count,
+            "dead_letters": _count, "accepted": _count, "rejected": _count, "done": _count, "failed": _count,
+            "cache_hits": _count, "bad_frames": _count, "median_ms": _seconds, "uptime_s": _seconds,
+            "draining": _boolean,
         },
     ),
     b"REGISTER": (
@@ -259,7 +278,9 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
     b"DONE": (Done, {"jobs": _many(_finished, MAX_JOBS)}),
     b"FAILED": (Failed, {"jobs": _many(_failure, MAX_JOBS)}),
     b"GOODBYE": (Goodbye, {}),
-    b"WELCOME": (Welcome, {"broker": _name, "heartbeat_s": _number(0.01, 60), "routes": _routes}),
+    b"WELCOME": (
+        Welcome, {"broker": _name, "heartbeat_s": _number(0.01, 60), "edition": _count, "routes": _routes},
+    ),
     b"LEASE": (Lease, {"jobs": _many(_leased, MAX_JOBS)}),
     b"RECEIVED": (Received, {"jobs": _leases}),
     b"REVOKE": (Revoke, {"jobs": _leases}),

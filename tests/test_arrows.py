@@ -9,8 +9,8 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 PURE = {
-    "admission", "backoff", "books", "cache", "effects", "errors", "jobs", "lanes", "link", "messages", "outbox",
-    "roster", "scheduler", "sentences", "spans", "segment", "session", "settled", "timers",
+    "admission", "backoff", "books", "cache", "effects", "errors", "flags", "jobs", "lanes", "link", "messages",
+    "outbox", "replies", "roster", "scheduler", "sentences", "spans", "segment", "session", "settled", "timers",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
@@ -21,14 +21,16 @@ IMPURE = {
 LAYERS = (
     {"errors", "bootstrap", "logs", "lifecycle"},
     {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
-     "cache", "link"},
-    {"jobs", "admission", "wire", "packages", "sentences"},
-    {"effects", "lanes", "roster", "tokenizer", "transport", "segment"},
+     "cache", "link", "replybook"},
+    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners"},
+    {"flags", "effects", "lanes", "roster", "tokenizer", "transport", "segment"},
     {"books", "session", "outbox", "ledger", "decoder", "backlog", "child"},
     {"scheduler", "client", "pool", "engine"},
-    {"lines", "worker"},
+    {"lines", "worker", "correspondence"},
+    {"slash"},
+    {"bot"},
 )  # fmt: skip
-PROGRAMS = ("broker", "node", "gateway_cli")
+PROGRAMS = ("broker", "node", "gateway_cli", "gateway_discord")
 
 
 def imports(path: Path) -> set[str]:

@@ -13,6 +13,7 @@ from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, State
 from dolmetsch.ledger import MemoryLedger
 from dolmetsch.scheduler import Scheduler
+from dolmetsch.wire import decode, encode
 
 G, N1, N2 = b"gateway", b"node-1", b"node-2"
 
@@ -539,6 +540,131 @@ def test_gateways_that_own_nothing_are_forgotten(cluster: Cluster) -> None:
     cluster.tick(11)
     cluster.tick(1)
     assert len(cluster.scheduler.books.roster.gateways) == 0
+
+
+def report(**changes: object) -> m.Report:
+    fields: dict[str, object] = {
+        "kind": "discord", "servers": 2, "latency_ms": 48.5, "queued": 1, "answered": 20, "failed": 3,
+    }  # fmt: skip
+    return m.Report(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def reported(cluster: Cluster) -> list[m.GatewayStatus]:
+    return list(cluster.scheduler.status(cluster.now).gateways)
+
+
+def test_a_report_stands_in_the_status_until_the_next(cluster: Cluster) -> None:
+    assert reported(cluster) == []
+    assert cluster.say(G, report()) == []
+    cluster.tick(0.5)
+    assert reported(cluster) == [m.GatewayStatus("g", "up", "discord", 2, 48.5, 1, 20, 3, 0, 0.5)]
+    cluster.say(G, report(latency_ms=m.NO_LATENCY_MS, answered=21))
+    assert reported(cluster) == [m.GatewayStatus("g", "up", "discord", 2, m.NO_LATENCY_MS, 1, 21, 3, 0, 0.0)]
+
+
+def test_a_report_counts_the_jobs_whose_answer_is_not_acked(cluster: Cluster) -> None:
+    cluster.say(G, report())
+    done = lease_one(cluster, 1)
+    cluster.submit(spec(2, "zwei"), spec(3, "drei", route="de→en"))
+    assert reported(cluster)[0].unanswered == 3
+    cluster.done(N1, done)
+    assert reported(cluster)[0].unanswered == 3
+    cluster.say(G, m.Ack(jobs=(key(1),)))
+    assert reported(cluster)[0].unanswered == 2
+    cluster.say(N1, m.Failed(jobs=(m.Failure(key(2), 1, "no_route", "", False),)))
+    assert reported(cluster)[0].unanswered == 2
+    cluster.say(G, m.Ack(jobs=(key(2),)))
+    assert cluster.state(2) is State.DEAD, "kept for an operator"
+    assert reported(cluster)[0].unanswered == 1
+
+
+def test_a_stranger_cannot_report(cluster: Cluster) -> None:
+    (answer,) = cluster.say(b"x", report())
+    assert (answer.peer, type(answer.message)) == (b"x", m.Reregister)
+    cluster.node()
+    assert sent(cluster.say(N1, report()), m.Reregister) != [], "a node is no gateway"
+    assert reported(cluster) == []
+
+
+def test_a_report_is_silent_when_its_gateway_is_and_forgotten_with_it(cluster: Cluster) -> None:
+    cluster.gateway("idle", b"idle")
+    cluster.say(b"idle", report(kind="cli"))
+    cluster.say(G, report())
+    cluster.submit(spec(1))  # it waits for a node, and its gateway is known as long
+    for _ in range(11):
+        cluster.tick(1.0)
+    assert [(one.name, one.state, one.seen_s_ago) for one in reported(cluster)] == [("g", "silent", 11.0)]
+    cluster.gateway("g", b"again")
+    assert [one.state for one in reported(cluster)] == ["up"]
+    cluster.say(b"again", m.Cancel(jobs=(key(1),)))
+    cluster.scheduler.handle(PeerGone(b"again"), cluster.now)
+    cluster.tick(1.0)
+    assert reported(cluster) == []
+    cluster.gateway("g")
+    assert reported(cluster) == [], "nothing is left of the one before"
+
+
+def test_reports_do_not_keep_gateways_or_outnumber_them(cluster: Cluster) -> None:
+    for number in range(3 * m.MAX_GATEWAYS):
+        peer = b"cli-%03d" % number
+        cluster.gateway(peer.decode(), peer)
+        cluster.say(peer, report())
+    cluster.say(b"cli-000", report())
+    names = [one.name for one in reported(cluster)]
+    assert names == ["cli-000", *[f"cli-{number}" for number in range(2 * m.MAX_GATEWAYS + 1, 3 * m.MAX_GATEWAYS)]]
+    cluster.tick(11)
+    cluster.tick(1)
+    assert not cluster.scheduler.books.reports
+
+
+def test_a_status_fits_a_message_whatever_peers_are_called() -> None:
+    cluster = Cluster()
+    route = "→" * (m.MAX_NAME_CHARS - 7)
+    for number in range(60):
+        offered = tuple(m.Route(f"{route}{number:03d}{one:04d}", "→" * 256) for one in range(m.MAX_ROUTES))
+        node = m.Register(node=f"n{number}", incarnation="1", routes=offered, capacity=1, engine="echo", held=())
+        cluster.scheduler.handle(FromPeer(b"n%d" % number, node), cluster.now)
+    for number in range(m.MAX_GATEWAYS):
+        peer = b"g%d" % number
+        hello = m.Hello(gateway=f"{'→' * (m.MAX_NAME_CHARS - 3)}{number:03d}", incarnation="1")
+        cluster.scheduler.handle(FromPeer(peer, hello), cluster.now)
+        most = 2**53
+        full = report(kind="→" * m.MAX_NAME_CHARS, servers=most, queued=most, answered=most, failed=most)
+        cluster.scheduler.handle(FromPeer(peer, full), cluster.now)
+    status = cluster.scheduler.status(cluster.now)
+    assert (len(status.routes), len(status.gateways)) == (m.MAX_ROUTES, m.MAX_GATEWAYS)
+    assert 20 < len(status.nodes) < 60
+    assert decode(encode(status)) == status
+
+
+def test_a_gateway_that_stays_is_told_when_the_routes_are_others(cluster: Cluster) -> None:
+    def ping(edition: int) -> list[m.Routes]:
+        sends = cluster.say(G, m.Ping(edition=edition))
+        assert [type(one.message) for one in sends][-1] is m.Pong
+        found: list[m.Routes] = sent(sends, m.Routes, G)
+        return found
+
+    assert ping(0) == [], "no routes yet, as it was told"
+    cluster.node()
+    (first,) = ping(0)
+    assert first.routes == (m.Route("de→en", "v1"),)
+    assert ping(first.edition) == []
+    cluster.node(N2)
+    assert ping(first.edition) == [], "a second node with the same route is no news"
+    cluster.node(N2, routes=("de→en", "fr→en"))
+    assert ping(first.edition)[0].routes == (m.Route("de→en", "v1"), m.Route("fr→en", "v1"))
+    (second,) = ping(first.edition)  # whoever did not get it is told again
+    cluster.node(N2, routes=("de→en", "fr→en"), incarnation="2")
+    assert ping(second.edition) == [], "a node that comes back as it was is no news"
+    cluster.say(N2, m.Goodbye())
+    (third,) = ping(second.edition)
+    assert third.routes == first.routes
+    cluster.say(N1, m.Goodbye())
+    (last,) = ping(third.edition)
+    assert last.routes == ()
+    assert len({0, first.edition, second.edition, third.edition, last.edition}) == 5
+    (hello,) = sent(cluster.say(G, m.Hello(gateway="g", incarnation="1")), m.Welcome)
+    assert (hello.edition, hello.routes) == (last.edition, ())
 
 
 def test_a_move_that_the_table_does_not_have_tells_the_story() -> None:

@@ -33,6 +33,7 @@ class Machine(RuleBasedStateMachine):
         self.open: set[bytes] = set()  # accepted, and not answered, cancelled or dead yet
         self.answered: dict[bytes, object] = {}
         self.acked: set[bytes] = set()
+        self.known: dict[bytes, tuple[int, tuple[m.Route, ...]]] = {}  # which routes each gateway was told
         self.held: dict[bytes, dict[bytes, m.LeasedJob]] = {peer: {} for peer in NODES}
         self.start()
 
@@ -54,6 +55,8 @@ class Machine(RuleBasedStateMachine):
             case m.Revoke(jobs=leases):
                 for one in leases:
                     self.held[peer].pop(one.job_id, None)
+            case m.Welcome(edition=edition, routes=routes) | m.Routes(edition=edition, routes=routes):
+                self.known[peer] = (edition, routes)
             case m.Accepted(jobs=states):
                 for state in states:
                     if state.state == "settled":
@@ -75,6 +78,21 @@ class Machine(RuleBasedStateMachine):
     @rule(peer=gateways)
     def hello(self, peer: bytes) -> None:
         self.say(peer, m.Hello(gateway=GATEWAYS[peer], incarnation="x"))
+
+    @rule(peer=gateways, heard=st.booleans())
+    def ping(self, peer: bytes, heard: bool) -> None:
+        if not heard:  # what was said since the last ping was lost: it is said again
+            self.known.pop(peer, None)
+        self.say(peer, m.Ping(edition=self.known.get(peer, (0, ()))[0]))
+        if self.scheduler.books.roster.gateway_at(peer) is not None:
+            assert dict(self.known.get(peer, (0, ()))[1]) == self.scheduler.books.roster.routes()
+
+    @rule(peer=st.sampled_from([*NODES, *GATEWAYS, b"stranger"]), number=st.integers(0, 9))
+    def report(self, peer: bytes, number: int) -> None:
+        self.say(peer, m.Report(kind="x", servers=number, latency_ms=1.0, queued=0, answered=number, failed=number))
+        gateway = self.scheduler.books.roster.gateway_at(peer)
+        shown = {one.name: one.servers for one in self.scheduler.status(self.now).gateways}
+        assert gateway is None or shown[gateway.name] == number
 
     @rule(
         peer=gateways, count=st.integers(1, 8), lane=st.integers(0, 1), tenant=st.sampled_from("abc"),
@@ -179,7 +197,7 @@ class Machine(RuleBasedStateMachine):
     def ask_and_nonsense(self, peer: bytes) -> None:
         self.say(peer, m.Ask())
         self.say(peer, m.Pong())
-        self.say(peer, m.Welcome(broker="x", heartbeat_s=1.0, routes=()))
+        self.say(peer, m.Welcome(broker="x", heartbeat_s=1.0, edition=1, routes=()))
 
     @rule(seconds=st.sampled_from([0.0, 0.0, 0.3, 1.0, 4.0, 12.0]))
     def tick(self, seconds: float) -> None:
@@ -209,6 +227,7 @@ class Machine(RuleBasedStateMachine):
     def everything_is_bounded(self) -> None:
         assert len(self.scheduler.books.jobs) <= CONFIG.max_jobs
         assert len(self.scheduler.books.settled) <= CONFIG.max_settled
+        assert {one.name for one in self.scheduler.status(self.now).gateways} <= {"one", "two"}
 
     def teardown(self) -> None:
         """Whatever happened: with a node that works and gateways that listen, every job gets its end."""

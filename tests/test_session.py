@@ -16,6 +16,7 @@ from dolmetsch.session import capacity
 from tests.test_scheduler import key, spec
 
 ROUTES = (m.Route("de→en", "v1"),)
+REPORT = m.Report(kind="discord", servers=2, latency_ms=48.5, queued=1, answered=20, failed=3)
 
 
 def lease(number: int, attempt: int = 1) -> m.LeasedJob:
@@ -62,7 +63,7 @@ class Node:
 def node() -> Node:
     made = Node()
     made.handle(se.Offer(ROUTES, 2))
-    made.hear(m.Welcome(broker="b", heartbeat_s=1.0, routes=()))
+    made.hear(m.Welcome(broker="b", heartbeat_s=1.0, edition=1, routes=()))
     return made
 
 
@@ -163,7 +164,7 @@ def test_a_restarted_broker_is_shown_everything_and_told_the_outcomes_again(node
     node.finish(2)
     (register,) = of(node.hear(m.Reregister()), m.Register)
     assert register.held == (held(1), held(2))
-    (done,) = of(node.hear(m.Welcome(broker="b2", heartbeat_s=1.0, routes=())), m.Done)
+    (done,) = of(node.hear(m.Welcome(broker="b2", heartbeat_s=1.0, edition=1, routes=())), m.Done)
     assert done.jobs[0].job_id == key(2)
 
 
@@ -178,7 +179,7 @@ def test_silence_makes_new_connections_with_growing_waits_for_ever(node: Node) -
     assert max(waits) < 40
     assert waits[3] > 10
     assert node.session.held == 1
-    (joined,) = of(node.hear(m.Welcome(broker="b", heartbeat_s=1.0, routes=())), se.Joined)
+    (joined,) = of(node.hear(m.Welcome(broker="b", heartbeat_s=1.0, edition=1, routes=())), se.Joined)
     assert joined == se.Joined("b", 1.0)
 
 
@@ -220,7 +221,7 @@ class Gateway:
         return self.handle(ob.FromBroker(message), after_s)
 
     def welcome(self) -> list[ob.Effect]:
-        return self.hear(m.Welcome(broker="b", heartbeat_s=1.0, routes=ROUTES))
+        return self.hear(m.Welcome(broker="b", heartbeat_s=1.0, edition=1, routes=ROUTES))
 
     def accept(self, number: int, state: str = "queued") -> list[ob.Effect]:
         return self.hear(m.Accepted(jobs=(m.JobState(key(number), state),)))
@@ -324,6 +325,33 @@ def test_asking_is_repeated_until_answered(gateway: Gateway) -> None:
     assert len(of(gateway.handle(ob.Enquire()), m.Ask)) == 1
     gateway.hear(m.Pong(), 1.5)
     assert len(of(gateway.hear(m.Pong(), 1.0), m.Ask)) == 1
+
+
+def test_a_report_is_sent_only_while_the_broker_is_there(gateway: Gateway) -> None:
+    assert of(gateway.handle(ob.Tell(REPORT)), m.Report) == [REPORT]
+    gateway.hear(m.Reregister())
+    assert of(gateway.handle(ob.Tell(REPORT)), m.Report) == []
+    assert of(gateway.welcome(), m.Report) == [], "it is old by now"
+    gateway.handle(ob.Tick(), SILENCE_S)
+    assert of(gateway.handle(ob.Tell(REPORT)), m.Report) == []
+
+
+def test_routes_are_followed_and_each_ping_says_which_are_known(gateway: Gateway) -> None:
+    (up,) = of(gateway.welcome(), ob.Up)
+    assert up.routes == ROUTES
+    assert of(gateway.handle(ob.Tick(), ob.PING_S), m.Ping) == [m.Ping(edition=1)]
+    more = (*ROUTES, m.Route("fr→en", "v1"))
+    assert of(gateway.hear(m.Routes(edition=2, routes=more)), ob.Offered) == [ob.Offered(more)]
+    assert of(gateway.handle(ob.Tick(), ob.PING_S), m.Ping) == [m.Ping(edition=2)]
+    gateway.hear(m.Reregister())
+    gateway.welcome()  # of another broker, which counts anew
+    assert of(gateway.handle(ob.Tick(), ob.PING_S), m.Ping) == [m.Ping(edition=1)]
+
+
+def test_new_routes_submit_nothing_again(gateway: Gateway) -> None:
+    gateway.handle(ob.Post((spec(1),)))
+    gateway.accept(1)
+    assert of(gateway.hear(m.Routes(edition=2, routes=())), m.Submit) == []
 
 
 def test_memory_of_acks_is_bounded(gateway: Gateway) -> None:

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from dolmetsch import messages
 from dolmetsch.errors import LocalError, RemoteError
-from dolmetsch.messages import Accepted, Ack, Hello, JobSpec, JobState, Ping, Submit, batches
+from dolmetsch.messages import (
+    NO_LATENCY_MS,
+    Accepted,
+    Ack,
+    Hello,
+    JobSpec,
+    JobState,
+    Ping,
+    Report,
+    Submit,
+    batches,
+)
 from dolmetsch.wire import _SCHEMA, PROTOCOL, decode, encode
 from tests.examples import every_message
 
@@ -33,18 +44,24 @@ def _submit(**changes: object) -> list[bytes]:
     return [PROTOCOL, b"SUBMIT", msgpack.packb({"jobs": [list(spec.values())]})]
 
 
+def _report(**changes: object) -> list[bytes]:
+    fields = {"kind": "discord", "servers": 2, "latency_ms": 48.5, "queued": 1, "answered": 20, "failed": 3}
+    return [PROTOCOL, b"REPORT", msgpack.packb({**fields, **changes})]
+
+
 @pytest.mark.parametrize(
     "frames",
     [
         [],
         [PROTOCOL],
-        [PROTOCOL, b"PING", b"", b""],
+        [PROTOCOL, b"ASK", b"", b""],
         [PROTOCOL, b"NOSUCH", b"\x80"],
-        [PROTOCOL, b"PING", b""],
-        [PROTOCOL, b"PING", b"\x80\x80"],
-        [PROTOCOL, b"PING", b"\x90"],
-        [PROTOCOL, b"PING", msgpack.packb({"more": 1})],
-        [PROTOCOL, b"PING", b"\x81\xa1a"],
+        [PROTOCOL, b"ASK", b""],
+        [PROTOCOL, b"ASK", b"\x80\x80"],
+        [PROTOCOL, b"ASK", b"\x90"],
+        [PROTOCOL, b"ASK", msgpack.packb({"more": 1})],
+        [PROTOCOL, b"PING", b"\x80"],
+        [PROTOCOL, b"ASK", b"\x81\xa1a"],
         [PROTOCOL, b"ACK", msgpack.packb({"jobs": [b"short"]})],
         [PROTOCOL, b"ACK", msgpack.packb({"jobs": [ID] * (messages.MAX_JOBS + 1)})],
         [PROTOCOL, b"ACK", msgpack.packb({"jobs": "text"})],
@@ -68,6 +85,17 @@ def _submit(**changes: object) -> list[bytes]:
         _submit(route=""),
         _submit(route="de\nen"),
         _submit(reply_to=bytes(messages.MAX_REPLY_TO_BYTES + 1)),
+        _report(kind=""),
+        _report(kind="two\nlines"),
+        _report(servers=-1),
+        _report(servers=1.0),
+        _report(latency_ms=-1.5),
+        _report(latency_ms=float("nan")),
+        _report(latency_ms=float("inf")),
+        _report(queued=True),
+        _report(answered=None),
+        _report(failed=2**53 + 1),
+        _report(more=1),
         [PROTOCOL, b"HELLO", msgpack.packb({"gateway": "g"}) + b""],
         [PROTOCOL, b"HELLO", b"\x82\xa7gateway\xa3\xed\xa0\x80\xabincarnation\xa1i"],  # a lone surrogate
     ],
@@ -81,6 +109,14 @@ def test_what_is_wrong_is_refused(frames: list[bytes]) -> None:
 
 def test_a_well_formed_submit_is_taken() -> None:
     assert isinstance(decode(_submit()), Submit)
+
+
+def test_a_well_formed_report_is_taken_also_without_a_latency() -> None:
+    assert decode(_report()) == Report(kind="discord", servers=2, latency_ms=48.5, queued=1, answered=20, failed=3)
+    for none in (NO_LATENCY_MS, -1, 0, 0.0):
+        report = decode(_report(latency_ms=none))
+        assert isinstance(report, Report)
+        assert report.latency_ms == none
 
 
 def test_another_version_is_told_so() -> None:
@@ -150,7 +186,7 @@ def test_batches_keep_order_count_and_size() -> None:
 
 
 def test_equal_messages_are_equal() -> None:
-    assert Ping() == Ping()
+    assert Ping() == Ping(edition=0)
     assert Ack(jobs=(ID,)) == decode(encode(Ack(jobs=(ID,))))
     assert Accepted(jobs=(JobState(ID, "done"),)) != Accepted(jobs=())
     assert JobSpec(ID, "de→en", ("a",), 0, "", 1.0, b"").texts == ("a",)

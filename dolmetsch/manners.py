@@ -1,0 +1,57 @@
+"""Manners: how much one user, channel, guild, and all together may ask for, by discord.py's own cooldowns.
+
+Whoever asks too often is told so once, and then not again before the cooldown is over.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from discord.ext.commands import Cooldown, CooldownMapping
+
+from dolmetsch.config import DiscordConfig
+
+MAX_TOLD: Final = 10_000  # users remembered as told; beyond that the oldest are forgotten
+
+
+class Asker(NamedTuple):
+    """Who asks, and where; ``guild`` is None in direct messages."""
+
+    user: int
+    channel: int
+    guild: int | None
+
+
+class Manners:
+    """Each request takes a token from four buckets, or from none of them. Times are in seconds, from any clock."""
+
+    def __init__(self, config: DiscordConfig) -> None:
+        limits = (
+            (config.user_limit, lambda asker: asker.user),
+            (config.channel_limit, lambda asker: asker.channel),
+            (config.guild_limit, lambda asker: asker.guild or -asker.user),
+            (config.total_limit, lambda asker: 0),
+        )
+        self._mappings: list[CooldownMapping[Any]] = [
+            CooldownMapping(Cooldown(limit, config.limit_s), key) for limit, key in limits
+        ]
+        self._told: dict[int, float] = {}  # user -> until when
+
+    def ask(self, asker: Asker, now: float) -> float:
+        """Take a token; 0.0, or the seconds after which to try again."""
+        buckets = [bucket for one in self._mappings if (bucket := one.get_bucket(asker, now)) is not None]
+        wait_s = max(bucket.get_retry_after(now) for bucket in buckets)
+        if wait_s <= 0.0:
+            for bucket in buckets:
+                bucket.update_rate_limit(now)
+        return max(wait_s, 0.0)
+
+    def tell(self, user: int, wait_s: float, now: float) -> bool:
+        """Whether to tell ``user`` to wait so long: once, until that time is over."""
+        if self._told.get(user, now) > now:
+            return False
+        self._told.pop(user, None)
+        self._told[user] = now + wait_s
+        while len(self._told) > MAX_TOLD:
+            del self._told[next(iter(self._told))]
+        return True

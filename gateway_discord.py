@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""The Discord gateway: members react to a message with a flag and read its translation in a reply.
+
+Its token comes from DISCORD_TOKEN, in the environment or in the file .env; see .env.example.
+"""
+
+from __future__ import annotations
+
+from dolmetsch.bootstrap import in_venv
+
+in_venv()
+
+import argparse
+import asyncio
+import base64
+import binascii
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import discord
+import yarl
+from dotenv import dotenv_values
+
+from dolmetsch import __version__, config, logs
+from dolmetsch.bot import PERMISSIONS, Bot
+from dolmetsch.errors import ConfigError, DolmetschError
+from dolmetsch.flags import Flags
+from dolmetsch.replybook import ReplyBook
+from dolmetsch.transport import address
+
+HOUSE: Final = Path(__file__).resolve().parent
+FLAGS: Final = HOUSE / "dolmetsch" / "flags.toml"
+PORTAL: Final = "the Discord developer portal (https://discord.com/developers/applications) > your application > Bot"
+CLOSE_S: Final = 10.0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gateway_discord.py", description="Translates Discord messages that get a flag as a reaction."
+    )
+    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="a TOML file; --show-config prints its keys")
+    parser.add_argument("--env", type=Path, metavar="PATH", default=HOUSE / ".env", help="where the token is (.env)")
+    parser.add_argument("--invite-url", action="store_true", help="print the link that adds the bot to a server")
+    parser.add_argument("--has-token", action="store_true", help="exit status 0 if there is a token; nothing else")
+    parser.add_argument("--show-config", action="store_true", help="print the configuration in force, and end")
+    parser.add_argument("--version", action="version", version=f"dolmetsch {__version__}")
+    return parser.parse_args(argv)
+
+
+def environment(path: Path) -> dict[str, str]:
+    """The environment, over what ``path`` (.env) says; that file need not be there."""
+    try:
+        values = dotenv_values(path) if path.exists() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {type(error).__name__}") from error
+    return {**{name: value for name, value in values.items() if value is not None}, **os.environ}
+
+
+def application_id(token: str) -> int:
+    """The application's id, which a bot's token begins with. Raises ``ConfigError``; never shows the token."""
+    head = token.split(".")[0]
+    try:
+        return int(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
+    except (binascii.Error, ValueError) as error:
+        raise ConfigError(
+            f"DISCORD_TOKEN does not look like a bot's token: copy it from {PORTAL} > Reset Token"
+        ) from error
+
+
+def invite_url(token: str) -> str:
+    """The link that adds the bot to a server, with the permissions it uses and no others."""
+    return discord.utils.oauth_url(
+        application_id(token), permissions=PERMISSIONS, scopes=("bot", "applications.commands")
+    )
+
+
+def point_at(settings: config.DiscordConfig) -> None:
+    """Use another Discord than Discord's, where the configuration says so."""
+    if settings.api:
+        discord.http.Route.BASE = settings.api.rstrip("/")
+    if settings.gateway:
+        discord.gateway.DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(settings.gateway)
+
+
+async def _serve(settings: config.Config, token: str) -> None:
+    discord_config = settings.discord
+    flags_path = Path(discord_config.flags) if discord_config.flags else FLAGS
+    try:
+        flags = Flags.parse(flags_path.read_text(encoding="utf-8"), str(flags_path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {flags_path}: {type(error).__name__}") from error
+    state = Path(discord_config.state) if discord_config.state else config.data_path("discord.sqlite3")
+    book = ReplyBook(state, discord_config.window_s)
+    try:
+        bot = Bot(discord_config, address(settings.node.broker), flags, book)
+        await _run(bot, token)
+    finally:
+        book.close()
+
+
+async def _run(bot: Bot, token: str) -> None:
+    """Until a signal says stop."""
+    loop = asyncio.get_running_loop()
+    work = loop.create_task(_connect(bot, token))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    try:
+        await work
+    except asyncio.CancelledError:
+        pass
+    finally:
+        await asyncio.wait_for(bot.close(), CLOSE_S)
+
+
+async def _connect(bot: Bot, token: str) -> None:
+    """Log in and stay connected. Raises ``ConfigError`` with where to click."""
+    try:
+        await bot.start(token)
+    except discord.LoginFailure as error:
+        raise ConfigError(
+            f"Discord does not know this DISCORD_TOKEN: copy it anew from {PORTAL} > Reset Token"
+        ) from error
+    except discord.PrivilegedIntentsRequired as error:
+        raise ConfigError(f"the bot may not read messages: switch on {PORTAL} > Message Content Intent") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise ConfigError(f"Discord cannot be reached ({type(error).__name__}): is this machine online?") from error
+    except discord.HTTPException as error:
+        raise ConfigError(f"Discord refused the login: status {error.status}, code {error.code}") from error
+
+
+def main(argv: list[str]) -> int:
+    """Run the gateway until SIGTERM or SIGINT; the exit status."""
+    arguments = _arguments(argv)
+    log = logs.start("discord")
+    for name in ("discord.client", "discord.gateway", "discord.http", "discord.state"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # our own lines say what matters
+    try:
+        values = environment(arguments.env)
+        settings = config.load(arguments.config, values, {"node": {"broker": arguments.broker}})
+        if arguments.show_config:
+            print(config.show(settings))
+            return 0
+        token = values.get("DISCORD_TOKEN", "").strip()
+        if arguments.has_token:
+            return 0 if token else 1
+        if not token:
+            raise ConfigError(
+                f"there is no DISCORD_TOKEN: copy .env.example to .env and put it there; it is at {PORTAL}"
+            )
+        if arguments.invite_url:
+            print(invite_url(token))
+            return 0
+        point_at(settings.discord)
+        asyncio.run(_serve(settings, token))
+    except DolmetschError as error:
+        log.error("%s", error)
+        return 1
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
