@@ -46,7 +46,6 @@ TRIES: Final = 60  # when Discord itself fails, with growing pauses: about an ho
 RETRY_MAX_S: Final = 60.0
 HOURGLASS: Final = "⏳"
 UNKNOWN_MESSAGE: Final = 10008
-CANNOT_REPLY: Final = 50035  # an invalid form: with what we send, only the message that we reply to can be it
 SILENT: Final = discord.AllowedMentions.none()
 
 log = logging.getLogger("discord")
@@ -237,7 +236,8 @@ class Correspondence:
         else:
             log.warning("message %d: Discord refused: %d, code %d", key.message, error.status, error.code)
         self.failed += 1
-        self._book.forget(key)
+        if not entry.parts:
+            self._book.forget(key)  # so that somebody may ask again
 
     def _complain(self, entry: Entry, error: discord.Forbidden) -> None:
         """Say once a channel what is missing and where to click."""
@@ -260,16 +260,20 @@ class Correspondence:
             return
         if entry.state == GONE:
             await self._remove(entry)
-            return
-        if key not in self._look and (entry.state == TOLD or self._absent(key.route)):
+        elif key not in self._look and (entry.state == TOLD or self._absent(key.route)):
             await self._tell_absent(entry)
-            return
+        else:
+            await self._compare(entry, change)
+        await self._sign(key, False)
+
+    async def _compare(self, entry: Entry, change: asyncio.Event) -> None:
+        """Look at the message; translate it if the reply does not show what it says."""
         found = await self._find(entry)
-        self._look.discard(key)
+        self._look.discard(entry.key)
         if found is None:
-            self._give_up(key)
+            self._give_up(entry.key)
         elif entry.state == WANTED and entry.shown != found.stamp:
-            if self._absent(key.route):
+            if self._absent(entry.key.route):
                 await self._tell_absent(entry)
             elif not found.text:
                 await self._show(entry, replies.Reply((replies.no_text(),), None), "", TOLD)
@@ -326,24 +330,25 @@ class Correspondence:
         tenant = str(entry.guild or entry.channel)
         spec = JobSpec(number, entry.key.route, (found.text,), INTERACTIVE, tenant, self._config.deadline_s, place)
         self._client.submit(spec, functools.partial(_set, end))
-        hourglass_at, signed = loop.time() + self._config.hourglass_s, entry.sign
+        hourglass = loop.create_task(self._hourglass(entry))
         try:
             while not end.done():
-                await _first(end, change, None if signed else max(0.0, hourglass_at - loop.time()))
-                if end.done():
-                    break
-                if change.is_set():
+                await _first(end, change)
+                if not end.done() and change.is_set():
                     change.clear()
                     if not await self._still(entry, found.stamp):
+                        self._client.cancel(number)  # not when this process stops: the next one gets the result
                         change.set()
                         return None
-                else:
-                    signed = True
-                    await self._sign(entry, True)
             return end.result()
         finally:
-            if not end.done():
-                self._client.cancel(number)
+            hourglass.cancel()
+
+    async def _hourglass(self, entry: Entry) -> None:
+        """Show that it takes time. A task of its own: where Discord makes it wait, the reply does not."""
+        await asyncio.sleep(self._config.hourglass_s)
+        with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
+            await self._sign(entry.key, True)
 
     async def _still(self, asked: Entry, stamp: str) -> bool:
         """Whether what was asked for is still what is wanted."""
@@ -409,7 +414,6 @@ class Correspondence:
         self._change(entry.key, parts=tuple(kept))  # before, or our own deletions would look like a moderator's
         for part in set(old) - set(kept):
             await _gone_is_fine(self._channel(entry).get_partial_message(part).delete())
-        await self._sign(entry, False)
         current = self._book.get(entry.key)
         if current is not None and (current.state, current.turn) == (WANTED, entry.turn):
             self._change(entry.key, shown=stamp, state=state)
@@ -435,32 +439,31 @@ class Correspondence:
                 content, files=_files(file), reference=to, nonce=nonce, allowed_mentions=SILENT, suppress_embeds=True
             )
         except discord.HTTPException as error:
-            if error.code in (CANNOT_REPLY, UNKNOWN_MESSAGE):
+            if error.code == UNKNOWN_MESSAGE or "message_reference" in error.text:
                 return None
             raise
         return sent.id
 
     async def _remove(self, entry: Entry) -> None:
         """Delete what is left of the reply."""
-        await self._sign(entry, False)
         for part in entry.parts:
             await _gone_is_fine(self._channel(entry).get_partial_message(part).delete())
         if entry.parts:
             self._change(entry.key, parts=())
 
-    async def _sign(self, entry: Entry, on: bool) -> None:
+    async def _sign(self, key: Key, on: bool) -> None:
         """Put the hourglass on the message, or take it off; without the permission it stays away."""
-        current = self._book.get(entry.key)
-        if current is None or current.sign == on:
+        entry = self._book.get(key)
+        if entry is None or entry.sign == on:
             return
-        message = self._channel(entry).get_partial_message(entry.key.message)
+        message = self._channel(entry).get_partial_message(key.message)
         if on:
-            self._change(entry.key, sign=True)  # before: one that was put there and forgotten would stay for ever
+            self._change(key, sign=True)  # before: one that was put there and forgotten would stay for ever
             await _gone_is_fine(message.add_reaction(HOURGLASS))
         else:
             assert self._bot.user is not None
             await _gone_is_fine(message.remove_reaction(HOURGLASS, self._bot.user))
-            self._change(entry.key, sign=False)
+            self._change(key, sign=False)
 
 
 def _files(text: str | None) -> list[discord.File]:
@@ -473,12 +476,12 @@ async def _gone_is_fine(action: Coroutine[Any, Any, object]) -> None:
         await action
 
 
-async def _first(end: asyncio.Future[End], change: asyncio.Event, within_s: float | None) -> None:
-    """Wait for the first of both, or so many seconds. The outbox ends every job by its deadline."""
+async def _first(end: asyncio.Future[End], change: asyncio.Event) -> None:
+    """Wait for the first of both. The outbox ends every job by its deadline."""
     changed = asyncio.ensure_future(change.wait())
     try:
         both: set[asyncio.Future[Any]] = {end, changed}
-        await asyncio.wait(both, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:
         changed.cancel()
 

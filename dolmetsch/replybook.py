@@ -70,9 +70,9 @@ class Entry:
     @property
     def settled(self) -> bool:
         """Whether nothing is left to do."""
-        if self.state == GONE:
-            return not (self.parts or self.sign)
-        return self.state == TOLD or bool(self.shown)
+        if self.sign or (self.state == WANTED and not self.shown):
+            return False
+        return self.state != GONE or not self.parts
 
 
 class ReplyBook:
@@ -84,6 +84,7 @@ class ReplyBook:
         self._added = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.touch(mode=0o600)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=0.5)
             self._prepare()
         except sqlite3.Error as error:
@@ -120,8 +121,7 @@ class ReplyBook:
 
     def unsettled(self) -> list[Entry]:
         """What an earlier process left undone, the oldest first."""
-        found = self._read("(state = ? AND shown = '') OR (state = ? AND (parts != '[]' OR sign)) ORDER BY asked",
-                           WANTED, GONE)  # fmt: skip
+        found = self._read("sign OR shown = '' OR state = ? ORDER BY asked", GONE)
         return [entry for entry in found if not entry.settled]
 
     def latest(self, since: float, most: int) -> list[Entry]:
@@ -160,7 +160,7 @@ class ReplyBook:
         """Forget what is older than the window, and the oldest beyond MAX_ENTRIES."""
         self._run("DELETE FROM reply WHERE changed < ?", now - self._window_s)
         self._run(
-            "DELETE FROM reply WHERE changed < (SELECT changed FROM reply ORDER BY changed DESC LIMIT 1 OFFSET ?)",
+            "DELETE FROM reply WHERE changed <= (SELECT changed FROM reply ORDER BY changed DESC LIMIT 1 OFFSET ?)",
             MAX_ENTRIES,
         )
         self._run("DELETE FROM part WHERE NOT EXISTS"
