@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import discord
@@ -107,6 +107,7 @@ async def _serve(settings: config.Config, token: str) -> None:
 async def _run(bot: Bot, token: str) -> None:
     """Until a signal says stop."""
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_complain)
     work = loop.create_task(_connect(bot, token))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, work.cancel)
@@ -116,6 +117,12 @@ async def _run(bot: Bot, token: str) -> None:
         pass
     finally:
         await asyncio.wait_for(bot.close(), CLOSE_S)
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody waited for has failed. asyncio's own report would quote the error's message."""
+    error = context.get("exception")
+    logging.getLogger("gateway").error("%s: %s", context["message"], logs.trace(error) if error else "")
 
 
 async def _connect(bot: Bot, token: str) -> None:
@@ -137,9 +144,11 @@ async def _connect(bot: Bot, token: str) -> None:
 def main(argv: list[str]) -> int:
     """Run the gateway until SIGTERM or SIGINT; the exit status."""
     arguments = _arguments(argv)
-    log = logs.start("discord")
-    for name in ("discord.client", "discord.gateway", "discord.http", "discord.state"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # our own lines say what matters
+    logs.start("discord")
+    log = logging.getLogger("gateway")
+    logging.getLogger("discord").setLevel(logging.ERROR)  # the library's warnings show addresses with secrets in them
+        logging.ERROR
+    )  # the library's: its warnings show addresses with secrets in them
     try:
         values = environment(arguments.env)
         settings = config.load(arguments.config, values, {"node": {"broker": arguments.broker}})

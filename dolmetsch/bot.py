@@ -43,7 +43,7 @@ MAX_LINES: Final = 1_000  # of the status file
 FULL_WAIT_S: Final = 10.0  # when too many replies are in the making
 TOLD_S: Final = 15.0  # "slow down" stays so long
 
-log = logging.getLogger("discord")
+log = logging.getLogger("gateway")  # "discord" is the library's
 
 
 def intents() -> discord.Intents:

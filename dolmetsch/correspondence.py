@@ -48,7 +48,7 @@ HOURGLASS: Final = "⏳"
 UNKNOWN_MESSAGE: Final = 10008
 SILENT: Final = discord.AllowedMentions.none()
 
-log = logging.getLogger("discord")
+log = logging.getLogger("gateway")  # "discord" is the library's
 End = Answer | DolmetschError
 
 

@@ -20,9 +20,19 @@ def start(program: str, *, verbose: bool = False) -> logging.Logger:
         datefmt="%H:%M:%S",
         force=True,
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_one_line)
     for level, word in ((logging.WARNING, "warning"), (logging.INFO, "info"), (logging.ERROR, "error")):
         logging.addLevelName(level, word)
     return logging.getLogger(program)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Let no library print a traceback: it is long, and its last line may quote a text."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.msg = f"{record.getMessage()}: {trace(record.exc_info[1])}"
+        record.args, record.exc_info, record.exc_text = (), None, None
+    return True
 
 
 def trace(error: BaseException) -> str:

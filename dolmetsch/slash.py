@@ -45,7 +45,7 @@ GERMAN: Final = {
     "How the cluster that translates is doing": "Wie es dem Cluster geht, der übersetzt",
 }
 
-log = logging.getLogger("discord")
+log = logging.getLogger("gateway")  # "discord" is the library's
 Interaction = discord.Interaction[Any]
 
 
