@@ -147,8 +147,6 @@ def main(argv: list[str]) -> int:
     logs.start("discord")
     log = logging.getLogger("gateway")
     logging.getLogger("discord").setLevel(logging.ERROR)  # the library's warnings show addresses with secrets in them
-        logging.ERROR
-    )  # the library's: its warnings show addresses with secrets in them
     try:
         values = environment(arguments.env)
         settings = config.load(arguments.config, values, {"node": {"broker": arguments.broker}})
