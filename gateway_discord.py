@@ -36,6 +36,7 @@ from dolmetsch.transport import address
 HOUSE: Final = Path(__file__).resolve().parent
 FLAGS: Final = HOUSE / "dolmetsch" / "flags.toml"
 PORTAL: Final = "the Discord developer portal (https://discord.com/developers/applications) > your application > Bot"
+BAD_TOKEN: Final = 4004  # Discord's close code
 CLOSE_S: Final = 10.0
 
 
@@ -66,6 +67,8 @@ def application_id(token: str) -> int:
     """The application's id, which a bot's token begins with. Raises ``ConfigError``; never shows the token."""
     head = token.split(".")[0]
     try:
+        if not (token.isascii() and token.isprintable()) or " " in token:
+            raise ValueError
         return int(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
     except (binascii.Error, ValueError) as error:
         raise ConfigError(
@@ -135,6 +138,10 @@ async def _connect(bot: Bot, token: str) -> None:
         ) from error
     except discord.PrivilegedIntentsRequired as error:
         raise ConfigError(f"the bot may not read messages: switch on {PORTAL} > Message Content Intent") from error
+    except discord.ConnectionClosed as error:
+        if error.code == BAD_TOKEN:
+            raise ConfigError(f"Discord takes this token no more: copy it anew from {PORTAL} > Reset Token") from error
+        raise ConfigError(f"Discord has closed the connection for good, with code {error.code}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise ConfigError(f"Discord cannot be reached ({type(error).__name__}): is this machine online?") from error
     except discord.HTTPException as error:
@@ -163,6 +170,7 @@ def main(argv: list[str]) -> int:
         if arguments.invite_url:
             print(invite_url(token))
             return 0
+        application_id(token)  # what is no token is not sent anywhere
         point_at(settings.discord)
         asyncio.run(_serve(settings, token))
     except DolmetschError as error:

@@ -11,18 +11,20 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import discord
 from discord import app_commands
 
 from dolmetsch import replies
 from dolmetsch.client import Client
 from dolmetsch.config import DiscordConfig
-from dolmetsch.correspondence import SILENT, Correspondence
+from dolmetsch.correspondence import Correspondence
 from dolmetsch.errors import DolmetschError
 from dolmetsch.flags import Flags
 from dolmetsch.logs import trace
 from dolmetsch.manners import Asker, Manners
 from dolmetsch.messages import Answer
+from dolmetsch.postbox import SILENT
 from dolmetsch.replybook import Key, ReplyBook
 from dolmetsch.slash import Commands, publish
 
@@ -39,7 +41,7 @@ REPORT_S: Final = 5.0
 PRESENCE_S: Final = 30.0  # Discord allows five changes in 20 s
 STATUS_S: Final = 3.0
 MAX_PRESENCE: Final = 128  # characters
-MAX_LINES: Final = 1_000  # of the status file
+MAX_STATUS_BYTES: Final = 65_536  # of the status file
 FULL_WAIT_S: Final = 10.0  # when too many replies are in the making
 TOLD_S: Final = 15.0  # "slow down" stays so long
 
@@ -94,6 +96,7 @@ class Bot(discord.Client):
 
     async def on_ready(self) -> None:
         log.info("ready: %s, servers: %d", self.user.id if self.user else "?", len(self.guilds))
+        self._shown = None  # a new session shows nothing
         self._correspondence.resume()
 
     async def on_raw_reaction_add(self, payload: discord.RawReactionActionEvent) -> None:
@@ -104,12 +107,13 @@ class Bot(discord.Client):
         if self._correspondence.has(key):
             return
         now = time.monotonic()
-        wait_s = self._manners.ask(Asker(payload.user_id, payload.channel_id, payload.guild_id), now)
+        asker = Asker(payload.user_id, payload.channel_id, payload.guild_id)
+        wait_s = self._manners.ask(asker, now)
         if not wait_s and self._correspondence.full:
             wait_s = FULL_WAIT_S
         if wait_s:
             log.info("message %d: user %d asks too often", payload.message_id, payload.user_id)
-            await self._slow_down(payload, wait_s, now)
+            await self._slow_down(asker, wait_s, now)
         else:
             self._correspondence.ask(key, payload.channel_id, payload.guild_id, flag)
 
@@ -150,15 +154,14 @@ class Bot(discord.Client):
         ours = self.user is not None and self.user.id in (payload.user_id, payload.message_author_id)
         return ours or (payload.member is not None and payload.member.bot)
 
-    async def _slow_down(self, payload: discord.RawReactionActionEvent, wait_s: float, now: float) -> None:
-        """Tell a user once; the notice goes by itself."""
-        if not self._manners.tell(payload.user_id, wait_s, now):
+    async def _slow_down(self, asker: Asker, wait_s: float, now: float) -> None:
+        """Tell a user once, by name but without a ping; the notice goes by itself."""
+        if not self._manners.tell(asker, wait_s, now):
             return
-        channel = self.get_partial_messageable(payload.channel_id, guild_id=payload.guild_id)
-        with contextlib.suppress(discord.HTTPException):
+        channel = self.get_partial_messageable(asker.channel, guild_id=asker.guild)
+        with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
             await channel.send(
-                replies.slow_down(wait_s),
-                reference=channel.get_partial_message(payload.message_id).to_reference(fail_if_not_exists=False),
+                f"<@{asker.user}> {replies.slow_down(wait_s)}",
                 delete_after=min(max(wait_s, 5.0), TOLD_S),
                 allowed_mentions=SILENT,
             )
@@ -185,12 +188,15 @@ class Bot(discord.Client):
     async def _presence(self) -> None:
         """Show the cluster, or the lines of the status file in turn."""
         await self.wait_until_ready()
+        path = self._config.status_file
+        if path and not _lines(path):
+            log.warning("the status file %s has no lines that can be read: the cluster is shown", path)
         turn = 0
         while True:
             text = await self._presence_text(turn)
             if text != self._shown:
                 # A closed connection is made again by discord.py; the next turn shows it then.
-                with contextlib.suppress(ConnectionError, discord.ConnectionClosed):
+                with contextlib.suppress(OSError, aiohttp.ClientError, discord.ConnectionClosed):
                     await self.change_presence(activity=discord.CustomActivity(name=text[:MAX_PRESENCE]))
                     self._shown = text
             turn += 1
@@ -209,11 +215,11 @@ class Bot(discord.Client):
 
 def _lines(path: str) -> list[str]:
     """The lines of the status file; read each time, so that it can be changed while we run."""
-    if not path:
-        return []
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        log.warning("cannot read the status file %s: %s", path, error.strerror)
+        if not path or not Path(path).is_file():  # a pipe or a device would keep us waiting
+            return []
+        with Path(path).open("rb") as file:
+            text = file.read(MAX_STATUS_BYTES).decode(errors="replace")
+    except OSError:
         return []
-    return [line.strip() for line in text.splitlines()[:MAX_LINES] if line.strip()]
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -134,6 +134,11 @@ class Client:
         Errors: ``JobRejected``, ``JobSettled``, past the deadline with no broker ``NoBroker``, or ``RemoteError``. An
         answer is the caller's to ``ack`` as soon as it is safe.
         """
+        try:
+            "".join(spec.texts).encode()
+        except UnicodeEncodeError:
+            self._loop.call_soon(ending, JobRejected("bad_text", "the text is not valid Unicode"))
+            return
         self._endings[spec.job_id] = ending
         self._handle(Post((spec,)))
         self._pump_soon()
@@ -241,6 +246,15 @@ class Client:
     def _pump(self) -> None:
         """Read, tick, and arm the timer. The descriptor tells of changes only: so look again after sends."""
         self._pumping = None
+        try:
+            self._turn()
+        finally:  # whatever went wrong in one turn, there is a next one
+            if self._timer is not None:
+                self._timer.cancel()
+            wait_s = max(0.0, self._outbox.next_deadline() - time.monotonic())
+            self._timer = self._loop.call_later(wait_s, self._pump)
+
+    def _turn(self) -> None:
         for frames in self._port.receive(READ_AT_ONCE):
             try:
                 message = decode(frames)
@@ -254,10 +268,6 @@ class Client:
         self._handle(Tick())
         if self._port.readable:
             self._pump_soon()
-        if self._timer is not None:
-            self._timer.cancel()
-        wait_s = max(0.0, self._outbox.next_deadline() - time.monotonic())
-        self._timer = self._loop.call_later(wait_s, self._pump)
 
     def _handle(self, event: Event) -> None:
         for effect in self._outbox.handle(event, time.monotonic()):

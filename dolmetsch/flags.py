@@ -18,6 +18,7 @@ from dolmetsch.admission import ROUTE
 from dolmetsch.errors import ConfigError
 
 ARROW: Final = "➡️"
+MAX_DESCRIBED: Final = 100  # routes in one line for people: some 1 300 characters
 
 _SELECTOR: Final = "\ufe0f"  # asks for the coloured picture; some clients send it after a flag, and it means nothing
 # Two regional indicators, or the black flag with a region's code in tag characters (UTS #51).
@@ -78,17 +79,20 @@ class Flags:
         return self._shown.get(code, code)
 
     def describe(self, routes: Iterable[str]) -> str:
-        """``routes`` in one line, sorted, each once, with its usual flag if it has one: "🇩🇪 de→en · 🇬🇧 en→de"."""
-        return " · ".join(
-            " ".join([*(flag.emoji for flag in self.of_route(one)[:1]), one]) for one in sorted({*routes})
-        )
+        """``routes`` in one line, sorted, each once, with its usual flag if it has one: "🇩🇪 de→en · 🇬🇧 en→de".
+
+        At most MAX_DESCRIBED of them, so that it fits into a message.
+        """
+        known = sorted({*routes})
+        named = [" ".join([*(flag.emoji for flag in self.of_route(one)[:1]), one]) for one in known[:MAX_DESCRIBED]]
+        return " · ".join([*named, "…"] if len(known) > MAX_DESCRIBED else named)
 
 
 def _tables(text: str, source: str) -> dict[str, dict[str, str]]:
     """The two tables of the file, empty where one is missing; nothing else may stand there."""
     try:
         document: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # endless numbers and nesting have errors of their own
         raise ConfigError(f"{source} is not valid TOML: {error}") from error
     for name, table in document.items():
         if name not in _TABLES or not isinstance(table, dict):

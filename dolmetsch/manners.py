@@ -11,7 +11,7 @@ from discord.ext.commands import Cooldown, CooldownMapping
 
 from dolmetsch.config import DiscordConfig
 
-MAX_TOLD: Final = 10_000  # users remembered as told; beyond that the oldest are forgotten
+MAX_TOLD: Final = 10_000  # users and channels remembered as told; beyond that the oldest are forgotten
 
 
 class Asker(NamedTuple):
@@ -35,7 +35,7 @@ class Manners:
         self._mappings: list[CooldownMapping[Any]] = [
             CooldownMapping(Cooldown(limit, config.limit_s), key) for limit, key in limits
         ]
-        self._told: dict[int, float] = {}  # user -> until when
+        self._told: dict[str, float] = {}  # user or channel -> until when
 
     def ask(self, asker: Asker, now: float) -> float:
         """Take a token; 0.0, or the seconds after which to try again."""
@@ -46,12 +46,14 @@ class Manners:
                 bucket.update_rate_limit(now)
         return max(wait_s, 0.0)
 
-    def tell(self, user: int, wait_s: float, now: float) -> bool:
-        """Whether to tell ``user`` to wait so long: once, until that time is over."""
-        if self._told.get(user, now) > now:
+    def tell(self, asker: Asker, wait_s: float, now: float) -> bool:
+        """Whether to tell ``asker`` to wait so long: once, and one in a channel at most, until that time is over."""
+        about = (f"user {asker.user}", f"channel {asker.channel}")
+        if any(self._told.get(one, now) > now for one in about):
             return False
-        self._told.pop(user, None)
-        self._told[user] = now + wait_s
+        for one in about:
+            self._told.pop(one, None)
+            self._told[one] = now + wait_s
         while len(self._told) > MAX_TOLD:
             del self._told[next(iter(self._told))]
         return True

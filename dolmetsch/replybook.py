@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -34,6 +36,7 @@ CREATE TABLE reply (
     shown TEXT NOT NULL,        -- stamp of the text whose translation the reply shows; empty: none
     parts TEXT NOT NULL,        -- JSON list: ids of our messages, in order
     sign INTEGER NOT NULL,      -- 1: our hourglass stands on the message
+    posting INTEGER NOT NULL,   -- 1: a post is on its way, or its answer was lost
     asked REAL NOT NULL,        -- Unix seconds
     changed REAL NOT NULL,
     PRIMARY KEY (message, route)
@@ -42,7 +45,7 @@ CREATE INDEX reply_changed ON reply (changed);
 CREATE TABLE part (id INTEGER PRIMARY KEY, message INTEGER NOT NULL, route TEXT NOT NULL);
 CREATE INDEX part_message ON part (message, route);
 """
-_COLUMNS: Final = "message, route, channel, guild, flag, state, turn, shown, parts, sign, asked"
+_COLUMNS: Final = "message, route, channel, guild, flag, state, turn, shown, parts, sign, posting, asked"
 
 
 class Key(NamedTuple):
@@ -66,11 +69,12 @@ class Entry:
     shown: str = ""
     parts: tuple[int, ...] = ()
     sign: bool = False
+    posting: bool = False
 
     @property
     def settled(self) -> bool:
         """Whether nothing is left to do."""
-        if self.sign or (self.state == WANTED and not self.shown):
+        if self.sign or self.posting or (self.state == WANTED and not self.shown):
             return False
         return self.state != GONE or not self.parts
 
@@ -121,20 +125,20 @@ class ReplyBook:
 
     def unsettled(self) -> list[Entry]:
         """What an earlier process left undone, the oldest first."""
-        found = self._read("sign OR shown = '' OR state = ? ORDER BY asked", GONE)
+        found = self._read("sign OR posting OR shown = '' OR state = ? ORDER BY asked", GONE)
         return [entry for entry in found if not entry.settled]
 
     def latest(self, since: float, most: int) -> list[Entry]:
-        """Replies that stand and changed after ``since`` (Unix seconds), the latest first."""
-        return self._read("state = ? AND shown != '' AND changed >= ? ORDER BY changed DESC LIMIT ?",
-                          WANTED, since, most)  # fmt: skip
+        """Replies and notices that stand and changed after ``since`` (Unix seconds), the latest first."""
+        return self._read("state != ? AND parts != '[]' AND changed >= ? ORDER BY changed DESC LIMIT ?",
+                          GONE, since, most)  # fmt: skip
 
     def add(self, entry: Entry) -> None:
         """Write a new line. Lines older than the window go, from time to time."""
         self._run(
-            f"INSERT INTO reply ({_COLUMNS}, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO reply ({_COLUMNS}, changed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *entry.key, entry.channel, entry.guild, entry.flag, entry.state, entry.turn, entry.shown,
-            json.dumps(entry.parts), entry.sign, entry.asked, entry.asked,
+            json.dumps(entry.parts), entry.sign, entry.posting, entry.asked, entry.asked,
         )  # fmt: skip
         self._added += 1
         if self._added % PURGE_EVERY == 1:
@@ -142,19 +146,21 @@ class ReplyBook:
 
     def change(self, key: Key, now: float, **values: Any) -> None:
         """Set these columns; the others may have been changed meanwhile. ``now`` is in Unix seconds."""
-        self._run("BEGIN IMMEDIATE")
-        if "parts" in values:
-            self._run("DELETE FROM part WHERE message = ? AND route = ?", *key)
-            for part in values["parts"]:
-                self._run("INSERT OR REPLACE INTO part VALUES (?, ?, ?)", part, *key)
-            values["parts"] = json.dumps(values["parts"])
+        parts = values.get("parts")
+        if parts is not None:
+            values["parts"] = json.dumps(parts)
         columns = ", ".join([f"{name} = ?" for name in (*values, "changed")])
-        self._run(f"UPDATE reply SET {columns} WHERE message = ? AND route = ?", *values.values(), now, *key)
-        self._run("COMMIT")
+        with self._transaction():
+            self._run(f"UPDATE reply SET {columns} WHERE message = ? AND route = ?", *values.values(), now, *key)
+            if parts is not None:
+                self._run("DELETE FROM part WHERE message = ? AND route = ?", *key)
+            for part in parts or ():
+                self._run("INSERT OR REPLACE INTO part VALUES (?, ?, ?)", part, *key)
 
     def forget(self, key: Key) -> None:
-        self._run("DELETE FROM part WHERE message = ? AND route = ?", *key)
-        self._run("DELETE FROM reply WHERE message = ? AND route = ?", *key)
+        with self._transaction():
+            self._run("DELETE FROM part WHERE message = ? AND route = ?", *key)
+            self._run("DELETE FROM reply WHERE message = ? AND route = ?", *key)
 
     def purge(self, now: float) -> None:
         """Forget what is older than the window, and the oldest beyond MAX_ENTRIES."""
@@ -173,6 +179,18 @@ class ReplyBook:
         rows = self._run(f"SELECT {_COLUMNS} FROM reply WHERE {where}", *values).fetchall()
         return [_entry(*row) for row in rows]
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing; after an error the next one can begin."""
+        self._run("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._run("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._run("ROLLBACK")
+            raise
+
     def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
@@ -182,8 +200,18 @@ class ReplyBook:
 
 def _entry(
     message: int, route: str, channel: int, guild: int | None, flag: str, state: str, turn: int, shown: str, parts: str,
-    sign: int, asked: float,
+    sign: int, posting: int, asked: float,
 ) -> Entry:  # fmt: skip
     return Entry(
-        Key(message, route), channel, guild, flag, asked, state, turn, shown, tuple(json.loads(parts)), bool(sign)
+        Key(message, route),
+        channel,
+        guild,
+        flag,
+        asked,
+        state,
+        turn,
+        shown,
+        tuple(json.loads(parts)),
+        bool(sign),
+        bool(posting),
     )

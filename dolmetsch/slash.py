@@ -7,27 +7,34 @@ Discord where a route leads there, from whatever the only route comes from; othe
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
+import random
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+import aiohttp
 import discord
 from discord import app_commands
 from discord.app_commands import locale_str
 
 from dolmetsch import replies
+from dolmetsch.backoff import Backoff
 from dolmetsch.client import Client
 from dolmetsch.config import DiscordConfig
-from dolmetsch.correspondence import SILENT, notice, source
+from dolmetsch.correspondence import notice
 from dolmetsch.errors import DolmetschError
 from dolmetsch.flags import Flags
 from dolmetsch.logs import trace
 from dolmetsch.manners import Asker, Manners
+from dolmetsch.postbox import SILENT, files, source, whole
 
 STATUS_S: Final = 2.0  # an interaction must be answered within 3 s
 MAX_CHOICES: Final = 25  # Discord's limit for lists
+MAX_ROUTE: Final = 40
+SYNC_TRIES: Final = 20  # about half an hour
+SYNC_S: Final = 60.0
+SYNC_PAUSE_S: Final = 120.0
 CHOICE_S: Final = 300.0  # a list of routes can be used so long
 MAX_TEXT: Final = 6_000  # what Discord lets people type into an option
 
@@ -44,6 +51,8 @@ GERMAN: Final = {
     "Which languages can be translated now": "Welche Sprachen gerade übersetzt werden können",
     "How the cluster that translates is doing": "Wie es dem Cluster geht, der übersetzt",
 }
+
+TROUBLE: Final = (discord.HTTPException, aiohttp.ClientError, OSError)
 
 log = logging.getLogger("gateway")  # "discord" is the library's
 Interaction = discord.Interaction[Any]
@@ -80,9 +89,11 @@ class Commands:
         @app_commands.rename(text=locale_str("text"), route=locale_str("route"))
         @app_commands.describe(text=locale_str("What to translate"), route=locale_str("From which language to which"))
         async def translate(
-            interaction: Interaction, text: app_commands.Range[str, 1, MAX_TEXT], route: str | None = None
+            interaction: Interaction,
+            text: app_commands.Range[str, 1, MAX_TEXT],
+            route: app_commands.Range[str, 1, MAX_ROUTE] | None = None,
         ) -> None:
-            await self._translate(interaction, text, route)
+            await self._translate(interaction, whole(text), route)
 
         @translate.autocomplete("route")
         async def complete(interaction: Interaction, current: str) -> list[app_commands.Choice[str]]:
@@ -154,8 +165,9 @@ class Commands:
             return
         assert answer.texts is not None  # translate raises otherwise
         first, *others = (reply := replies.reply(self._flags.header(route), answer.texts[0])).messages
-        files = [discord.File(io.BytesIO(reply.file.encode()), "translation.txt")] if reply.file is not None else []
-        await interaction.edit_original_response(content=first, view=None, attachments=files, allowed_mentions=SILENT)
+        await interaction.edit_original_response(
+            content=first, view=None, attachments=files(reply.file), allowed_mentions=SILENT
+        )
         for other in others:
             await interaction.followup.send(other, ephemeral=True, allowed_mentions=SILENT)
         self.answered += 1
@@ -176,10 +188,14 @@ class _Choice(discord.ui.View):
             options=[discord.SelectOption(label=label, value=route) for route, label in routes[:MAX_CHOICES]]
         )
 
+        done = False
+
         async def chosen(interaction: Interaction) -> None:
-            self.stop()
+            nonlocal done
             await interaction.response.defer()
-            await commands.finish(interaction, text, select.values[0])
+            if not done:  # a second click may come before the list is gone
+                done = True
+                await commands.finish(interaction, text, select.values[0])
 
         select.callback = chosen  # type: ignore[method-assign]
         self.add_item(select)
@@ -189,9 +205,19 @@ class _Choice(discord.ui.View):
 
 
 async def publish(tree: app_commands.CommandTree[Any]) -> None:
-    """Tell Discord which commands there are. A failure is logged: reactions work without them."""
-    try:
-        await tree.set_translator(German())
-        await asyncio.wait_for(tree.sync(), 60.0)
-    except (discord.HTTPException, app_commands.AppCommandError, TimeoutError) as error:
-        log.warning("the commands could not be registered with Discord: %s", trace(error))
+    """Tell Discord which commands there are. Failures are logged: reactions work without them."""
+    await tree.set_translator(German())
+    pauses = Backoff(random.Random(), most_s=SYNC_PAUSE_S)
+    for _ in range(SYNC_TRIES):
+        try:
+            await asyncio.wait_for(tree.sync(), SYNC_S)
+            return
+        except (
+            discord.HTTPException,
+            app_commands.AppCommandError,
+            aiohttp.ClientError,
+            OSError,
+            TimeoutError,
+        ) as error:
+            log.warning("the commands could not be registered with Discord: %s", trace(error))
+        await asyncio.sleep(pauses.next_s())

@@ -26,7 +26,8 @@ LAYERS = (
     {"flags", "effects", "lanes", "roster", "tokenizer", "transport", "segment"},
     {"books", "session", "outbox", "ledger", "decoder", "backlog", "child"},
     {"scheduler", "client", "pool", "engine"},
-    {"lines", "worker", "correspondence"},
+    {"lines", "worker", "postbox"},
+    {"correspondence"},
     {"slash"},
     {"bot"},
 )  # fmt: skip

@@ -58,9 +58,19 @@ def test_what_is_left_to_do(book: ReplyBook) -> None:
         book.add(Entry(Key(number, "de→en"), 2, 3, "🇩🇪", float(number)))
         book.change(Key(number, "de→en"), 50.0 + number, **change)
     assert [entry.key.message for entry in book.unsettled()] == [0, 4, 5]
-    assert [entry.key.message for entry in book.latest(0.0, 9)] == [5, 1]
-    assert [entry.key.message for entry in book.latest(0.0, 1)] == [5]
-    assert book.latest(60.0, 9) == []
+    for number in (0, 2, 3, 4):
+        book.change(Key(number, "de→en"), 60.0 + number, parts=(100 + number,))
+    assert [entry.key.message for entry in book.latest(0.0, 9)] == [2, 0]
+    assert [entry.key.message for entry in book.latest(0.0, 1)] == [2]
+    assert book.latest(63.0, 9) == []
+
+
+def test_an_error_leaves_no_transaction_behind(book: ReplyBook) -> None:
+    book.add(Entry(KEY, 2, 3, "🇩🇪", 50.0))
+    with pytest.raises(LedgerError):
+        book.change(KEY, 51.0, parts=(1,), nonsense=1)
+    book.change(KEY, 52.0, parts=(2,))
+    assert book.of_part(1) is None and book.of_part(2) is not None
 
 
 def test_the_book_is_bounded_by_age_and_number(book: ReplyBook, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +120,10 @@ def test_in_direct_messages_each_user_is_a_guild_of_his_own() -> None:
 
 def test_told_once_until_the_time_is_over() -> None:
     manners = Manners(DiscordConfig())
-    assert [manners.tell(1, 10.0, now) for now in (100.0, 105.0, 109.9, 110.1, 111.0)] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-    ]
-    assert manners.tell(2, 10.0, 105.0)
+    told = [manners.tell(Asker(1, 1, 1), 10.0, now) for now in (100.0, 105.0, 109.9, 110.1, 111.0)]
+    assert told == [True, False, False, True, False]
+    assert not manners.tell(Asker(2, 1, 1), 10.0, 112.0)  # one notice in a channel is enough
+    assert manners.tell(Asker(2, 2, 1), 10.0, 112.0)
 
 
 def test_a_job_is_its_message_route_text_and_turn() -> None:

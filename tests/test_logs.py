@@ -1,0 +1,26 @@
+"""Log lines: one form, no traceback, no library's message that may quote a text."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import logging
+from dolmetsch import logs
+log = logs.start("program")
+try:
+    raise ValueError("Guten Morgen")
+except ValueError:
+    logging.getLogger("library").exception("try %d failed", 3)
+log.warning("%d of %d", 1, 2)
+"""
+
+
+def test_a_librarys_traceback_becomes_a_line_without_its_message() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=30
+    ).stderr
+    first, second = said.splitlines()
+    assert first[8:] == " error program: try 3 failed: ValueError at <string>:6"
+    assert second[8:] == " warning program: 1 of 2"
