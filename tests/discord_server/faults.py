@@ -48,6 +48,7 @@ class Delay:
     method: str
     path: re.Pattern[str]
     seconds: float
+    late: bool  # the answer is, not what was asked for
 
 
 class Faults:
@@ -60,16 +61,16 @@ class Faults:
         self._faults.append(fault)
         return fault
 
-    def delay(self, method: str, path: str, seconds: float) -> None:
+    def delay(self, method: str, path: str, seconds: float, late: bool) -> None:
         """The latest word on the same requests counts."""
         pattern = re.compile(path)
         self._delays = [one for one in self._delays if (one.method, one.path) != (method, pattern)]
         if seconds > 0:
-            self._delays.append(Delay(method, pattern, seconds))
+            self._delays.append(Delay(method, pattern, seconds, late))
 
-    def delay_of(self, method: str, path: str) -> float:
-        matching = (one.seconds for one in self._delays if one.method == method and one.path.fullmatch(path))
-        return max(matching, default=0.0)
+    def delay_of(self, method: str, path: str, *, late: bool = False) -> float:
+        matching = [one for one in self._delays if one.method == method and one.path.fullmatch(path)]
+        return max((one.seconds for one in matching if one.late == late), default=0.0)
 
     def take(self, method: str, path: str) -> Fault | None:
         return next((one for one in self._faults if one.take(method, path)), None)

@@ -87,6 +87,9 @@ class Http:
                 return web.Response(body=message.attachments[message.attachment_ids.index(number)][1])
         return web.Response(status=404)
 
+    def forget_nonces(self) -> None:
+        self._rest.forget_nonces()
+
     async def _serve_rest(self, request: web.Request) -> web.StreamResponse:
         path = request.path.removeprefix(API)
         try:
@@ -106,6 +109,9 @@ class Http:
             return self._failed(request, fault, found[0] if found else None)
         response = self._carry_out(request, found, call)
         self._record(request, path, response.status, call.json)
+        seconds = self.faults.delay_of(request.method, path, late=True)
+        if seconds > 0 and await self._closes_within(seconds):
+            return web.Response(status=503)
         return response
 
     async def _closes_within(self, seconds: float) -> bool:

@@ -73,6 +73,9 @@ class Rest:
         self._interactions = interactions
         self._nonces: OrderedDict[str, tuple[float, Message]] = OrderedDict()
 
+    def forget_nonces(self) -> None:
+        self._nonces.clear()
+
     # Finding things, and whether the bot may.
 
     def _channel(self, call: Call) -> Channel:

@@ -374,9 +374,13 @@ class DiscordServer:
         fault = Fault(method, re.compile(path), status, times, retry_after, is_global, carried_out, body)
         return self._http.faults.add(fault)
 
-    def delay(self, method: str, path: str, seconds: float) -> None:
-        """Such requests take so long from now on; 0 ends it."""
-        self._http.faults.delay(method, path, seconds)
+    def delay(self, method: str, path: str, seconds: float, *, late: bool = False) -> None:
+        """Such requests take so long from now on; 0 ends it. ``late``: they are carried out at once, answered later."""
+        self._http.faults.delay(method, path, seconds, late)
+
+    def forget_nonces(self) -> None:
+        """As if some minutes had passed."""
+        self._http.forget_nonces()
 
     def limit(self, method: str, template: str, limit: int, per_s: float) -> None:
         """A real limit on a route, such as ``/channels/{channel}/messages``: so many in a window, for each channel."""
