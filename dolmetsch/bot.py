@@ -104,7 +104,7 @@ class Bot(discord.Client):
         if flag is None or self._is_bot(payload):
             return
         key = Key(payload.message_id, flag.route)
-        if self._correspondence.has(key):
+        if self._correspondence.again(key):
             return
         now = time.monotonic()
         asker = Asker(payload.user_id, payload.channel_id, payload.guild_id)

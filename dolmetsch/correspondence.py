@@ -86,8 +86,8 @@ class Correspondence:
     def full(self) -> bool:
         return len(self._workers) >= MAX_WORKERS
 
-    def has(self, key: Key) -> bool:
-        """Whether this translation is there or on its way, so that asking again changes nothing."""
+    def again(self, key: Key) -> bool:
+        """Somebody wants it too; whether the translation is there or on its way, so that this is all there is to do."""
         entry = self._book.get(key)
         if entry is None or entry.state != WANTED:
             return False
