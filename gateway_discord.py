@@ -16,6 +16,7 @@ import base64
 import binascii
 import logging
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -27,9 +28,11 @@ import yarl
 from dotenv import dotenv_values
 
 from dolmetsch import __version__, config, logs
+from dolmetsch.backoff import Backoff
 from dolmetsch.bot import PERMISSIONS, Bot
 from dolmetsch.errors import ConfigError, DolmetschError
 from dolmetsch.flags import Flags
+from dolmetsch.postbox import passing
 from dolmetsch.replybook import ReplyBook
 from dolmetsch.transport import address
 
@@ -38,6 +41,9 @@ FLAGS: Final = HOUSE / "dolmetsch" / "flags.toml"
 PORTAL: Final = "the Discord developer portal (https://discord.com/developers/applications) > your application > Bot"
 BAD_TOKEN: Final = 4004  # Discord's close code
 CLOSE_S: Final = 10.0
+AWAY_S: Final = 60.0  # the longest pause between two tries to log in
+
+log = logging.getLogger("gateway")
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -100,38 +106,26 @@ async def _serve(settings: config.Config, token: str) -> None:
         raise ConfigError(f"cannot read {flags_path}: {type(error).__name__}") from error
     state = Path(discord_config.state) if discord_config.state else config.data_path("discord.sqlite3")
     book = ReplyBook(state, discord_config.window_s)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.set_exception_handler(_complain)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    pauses = Backoff(random.Random(), most_s=AWAY_S)
     try:
-        bot = Bot(discord_config, address(settings.node.broker), flags, book)
-        await _run(bot, token)
+        while not await _run(Bot(discord_config, address(settings.node.broker), flags, book), token):
+            await asyncio.sleep(pauses.next_s())
+    except asyncio.CancelledError:
+        pass  # a signal says stop
     finally:
         book.close()
 
 
-async def _run(bot: Bot, token: str) -> None:
-    """Until a signal says stop."""
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_complain)
-    work = loop.create_task(_connect(bot, token))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
-    try:
-        await work
-    except asyncio.CancelledError:
-        pass
-    finally:
-        await asyncio.wait_for(bot.close(), CLOSE_S)
-
-
-def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What nobody waited for has failed. asyncio's own report would quote the error's message."""
-    error = context.get("exception")
-    logging.getLogger("gateway").error("%s: %s", context["message"], logs.trace(error) if error else "")
-
-
-async def _connect(bot: Bot, token: str) -> None:
-    """Log in and stay connected. Raises ``ConfigError`` with where to click."""
+async def _run(bot: Bot, token: str) -> bool:
+    """Log in and stay connected; False when Discord cannot be reached. Raises ``ConfigError`` with where to click."""
     try:
         await bot.start(token)
+        return True
     except discord.LoginFailure as error:
         raise ConfigError(
             f"Discord does not know this DISCORD_TOKEN: copy it anew from {PORTAL} > Reset Token"
@@ -142,17 +136,25 @@ async def _connect(bot: Bot, token: str) -> None:
         if error.code == BAD_TOKEN:
             raise ConfigError(f"Discord takes this token no more: copy it anew from {PORTAL} > Reset Token") from error
         raise ConfigError(f"Discord has closed the connection for good, with code {error.code}") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise ConfigError(f"Discord cannot be reached ({type(error).__name__}): is this machine online?") from error
-    except discord.HTTPException as error:
-        raise ConfigError(f"Discord refused the login: status {error.status}, code {error.code}") from error
+    except (discord.HTTPException, aiohttp.ClientError, OSError) as error:
+        if not passing(error):
+            raise ConfigError(f"Discord refused the login: {type(error).__name__}") from error
+        log.warning("Discord cannot be reached (%s): trying again until it can", type(error).__name__)
+        return False
+    finally:
+        await asyncio.wait_for(bot.close(), CLOSE_S)
+
+
+def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody waited for has failed. asyncio's own report would quote the error's message."""
+    error = context.get("exception")
+    log.error("%s: %s", context["message"], logs.trace(error) if error else "")
 
 
 def main(argv: list[str]) -> int:
     """Run the gateway until SIGTERM or SIGINT; the exit status."""
     arguments = _arguments(argv)
     logs.start("discord")
-    log = logging.getLogger("gateway")
     logging.getLogger("discord").setLevel(logging.ERROR)  # the library's warnings show addresses with secrets in them
     try:
         values = environment(arguments.env)

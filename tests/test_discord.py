@@ -622,7 +622,7 @@ def test_presence_and_report(translating: Cluster, tmp_path: Path) -> None:
         ("none", "there is no DISCORD_TOKEN: copy .env.example to .env"),
         ("wrong", "Discord does not know this DISCORD_TOKEN"),
         ("intent", "switch on .*Message Content Intent"),
-        ("offline", "Discord cannot be reached"),
+        ("refused", "Discord refused the login"),
     ],
 )
 def test_a_start_that_fails_is_one_line_that_says_where_to_click(
@@ -634,8 +634,9 @@ def test_a_start_that_fails_is_one_line_that_says_where_to_click(
         changes = {
             "none": {"DISCORD_TOKEN": ""},
             "wrong": {"DISCORD_TOKEN": "MTEwMDAw.abc.wrong"},
-            "offline": {"DISCORD_API": "http://127.0.0.1:9/api/v10"},
         }
+        if trouble == "refused":
+            stage.server.fail("GET", "/users/@me", status=403, code=40001, message="Unauthorized")
         await stage.start_bot(ready=False, **changes.get(trouble, {}))
         assert await stage.exit_status() == 1
         (said,) = [one for one in stage.log().splitlines() if " error " in one]
@@ -644,6 +645,25 @@ def test_a_start_that_fails_is_one_line_that_says_where_to_click(
         stage.bot = ""
 
     play(scene, cluster, tmp_path)
+
+
+def test_a_discord_that_cannot_be_reached_yet_is_waited_for(translating: Cluster, tmp_path: Path) -> None:
+    async def scene(stage: Stage) -> None:
+        server, channel = stage.server, stage.server.add_channel("general")
+        anna = server.add_user("anna")
+        message = server.say(channel, anna, TAXI)
+        server.fail("GET", "/users/@me", status=0, times=2)
+        await stage.start_bot()
+        assert stage.log().count("Discord cannot be reached") == 2
+        server.react(message, anna, "🇩🇪")
+        await answer(stage, message, channel)
+        await stage.end_bot()
+        server.fail("GET", "/users/@me", status=0, times=99)
+        await stage.start_bot(ready=False)
+        await server.until(lambda: "Discord cannot be reached" in stage.log())
+        assert await stage.end_bot() == 0
+
+    play(scene, translating, tmp_path)
 
 
 def test_the_invitation_asks_for_what_is_used_and_no_more(cluster: Cluster, tmp_path: Path) -> None:
