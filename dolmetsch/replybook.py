@@ -90,13 +90,19 @@ class ReplyBook:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)
             self._db = sqlite3.connect(path, isolation_level=None, timeout=0.5)
+        except (OSError, sqlite3.Error) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise LedgerError(f"cannot write {path} ({why}): set discord.state to another place") from error
+        try:
             self._prepare()
         except sqlite3.Error as error:
+            self._db.close()
             if "locked" in str(error):
                 raise LedgerError(f"{path} is in use by another Discord gateway: stop it first") from error
             raise LedgerError(f"{path} is not a usable reply book ({error}): move it away") from error
-        except OSError as error:
-            raise LedgerError(f"cannot write {path} ({error.strerror}): set discord.state to another place") from error
+        except LedgerError:
+            self._db.close()
+            raise
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ KEY = Key(11, "de→en")
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> ReplyBook:
-    return ReplyBook(tmp_path / "book.sqlite3", window_s=100.0)
+def book(tmp_path: Path) -> Iterator[ReplyBook]:
+    made = ReplyBook(tmp_path / "book.sqlite3", window_s=100.0)
+    yield made
+    made.close()
 
 
 def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -39,6 +42,7 @@ def test_what_is_written_is_there_after_a_restart(tmp_path: Path) -> None:
     assert book.of_part(5) is None
     book.forget(KEY)
     assert book.get(KEY) is book.of_part(7) is None
+    book.close()
 
 
 def test_a_change_leaves_the_other_columns_alone(book: ReplyBook) -> None:
