@@ -112,7 +112,6 @@ class Bot(discord.Client):
         if not wait_s and self._correspondence.full:
             wait_s = FULL_WAIT_S
         if wait_s:
-            log.info("message %d: user %d asks too often", payload.message_id, payload.user_id)
             await self._slow_down(asker, wait_s, now)
         else:
             self._correspondence.ask(key, payload.channel_id, payload.guild_id, flag)
@@ -158,6 +157,7 @@ class Bot(discord.Client):
         """Tell a user once, by name but without a ping; the notice goes by itself."""
         if not self._manners.tell(asker, wait_s, now):
             return
+        log.info("channel %d: user %d asks too often", asker.channel, asker.user)
         channel = self.get_partial_messageable(asker.channel, guild_id=asker.guild)
         with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
             await channel.send(

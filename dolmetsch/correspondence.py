@@ -68,7 +68,7 @@ class Correspondence:
         self._workers: dict[Key, asyncio.Task[None]] = {}
         self._changes: dict[Key, asyncio.Event] = {}
         self._look: set[Key] = set()  # entries whose reactions are to be counted again
-        self._results: OrderedDict[bytes, Answer] = OrderedDict()  # not shown yet: of an earlier process, or try
+        self._results: OrderedDict[Key, Answer] = OrderedDict()  # not shown yet: of an earlier process, or try
         self._signing: dict[Key, asyncio.Future[None]] = {}  # hourglasses on their way
         self._resumed = False
         self._rng = random.Random()
@@ -138,18 +138,17 @@ class Correspondence:
         if entry is None or entry.state != WANTED or entry.shown:
             self._client.ack(answer.job_id)
             return
-        self._keep(answer)
+        self._keep(entry.key, answer)
         if self._bot.is_ready():
             self._call(entry.key)
 
     def resume(self) -> None:
         """Take up what an earlier process left, and look at what happened to the latest replies meanwhile."""
         now = time.time()
-        results = {_place(answer) for answer in self._results.values()}
         for entry in self._book.unsettled():
             if entry.key in self._workers:
                 continue
-            if entry.state == WANTED and now - entry.asked > LATE_S and entry.key not in results:
+            if entry.state == WANTED and now - entry.asked > LATE_S and entry.key not in self._results:
                 continue  # too late to ask for it again: see _drop_late
             self._look.add(entry.key)
             self._call(entry.key)
@@ -189,16 +188,18 @@ class Correspondence:
     def _change(self, key: Key, **values: Any) -> None:
         self._book.change(key, time.time(), **values)
 
-    def _keep(self, answer: Answer) -> None:
-        """Keep a result until it is shown."""
-        self._results[answer.job_id] = answer
+    def _keep(self, key: Key, answer: Answer) -> None:
+        """Keep a result until it is shown. It takes the place of an older one, which at worst is asked for anew."""
+        if key in self._results and self._results[key].job_id != answer.job_id:
+            self._ack(key)
+        self._results[key] = answer
         while len(self._results) > MAX_RESULTS:
             self._results.popitem(last=False)  # the broker sends it again to the next process
 
     def _ack(self, key: Key) -> None:
-        """Whatever results there are for ``key``, none is needed any more."""
-        for answer in [one for one in self._results.values() if _place(one) == key]:
-            del self._results[answer.job_id]
+        """The result that is kept for ``key``, if there is one, is not needed any more."""
+        answer = self._results.pop(key, None)
+        if answer is not None:
             self._client.ack(answer.job_id)
 
     # ---- workers ----
@@ -246,8 +247,12 @@ class Correspondence:
         with contextlib.suppress(discord.HTTPException, aiohttp.ClientError, OSError):
             await self._unsign(key)
         entry = self._book.get(key)
-        if entry is not None and not (entry.parts or entry.sign):
+        if entry is None:
+            return
+        if not (entry.parts or entry.sign or entry.posting):
             self._book.forget(key)
+        elif not entry.shown:  # what is left of it is seen to when somebody asks again, or by the next process
+            self._change(key, state=TOLD if entry.parts else GONE)
 
     async def _bring(self, key: Key, change: asyncio.Event) -> None:
         """Do what the entry lacks; returns early when ``change`` says that it is another one by now."""
@@ -280,11 +285,9 @@ class Correspondence:
         elif entry.state == WANTED and entry.shown != found.stamp:
             if self._absent(key.route):
                 if not entry.shown:  # a translation that is there already stays
-                    await self._show(
-                        entry, _notice(replies.unavailable(entry.flag, key.route, self._there())), "", TOLD
-                    )
+                    await self._tell(entry, replies.unavailable(entry.flag, key.route, self._there()))
             elif not found.text:
-                await self._show(entry, _notice(replies.no_text()), "", TOLD)
+                await self._tell(entry, replies.no_text())
             else:
                 await self._answer(entry, found, change)
 
@@ -295,7 +298,7 @@ class Correspondence:
             self._change(entry.key, turn=entry.turn + 1)
             change.set()
         elif isinstance(end, Answer) and end.texts is not None:
-            self._keep(end)
+            self._keep(entry.key, end)
             if await self._show(entry, replies.reply(self._header(entry), end.texts[0]), found.stamp, WANTED):
                 self.answered += 1
                 log.info("message %d: %s in %.2f s", entry.key.message, entry.key.route, time.monotonic() - started)
@@ -303,8 +306,12 @@ class Correspondence:
             self.failed += 1
             log.info("message %d: %s not translated (%s)", entry.key.message, entry.key.route, _code(end))
             if isinstance(end, Answer):
-                self._keep(end)
-            await self._show(entry, _notice(notice(end)), "", TOLD)
+                self._keep(entry.key, end)
+            await self._tell(entry, notice(end))
+
+    async def _tell(self, entry: Entry, text: str) -> None:
+        """Put a notice where the translation would be."""
+        await self._show(entry, replies.Reply((text,), None), "", TOLD)
 
     async def _show(self, entry: Entry, reply: replies.Reply, stamp: str, state: str) -> bool:
         """Show what came of it, and ack that; whether it is there. If Discord fails, it is kept for the next try."""
@@ -322,8 +329,9 @@ class Correspondence:
     async def _translation(self, entry: Entry, found: Source, change: asyncio.Event) -> End | None:
         """The job's end; None when nobody wants it any more, or the text is another one by now."""
         number = job_id(entry.key, found.stamp, entry.turn)
-        if number in self._results:
-            return self._results[number]
+        kept = self._results.get(entry.key)
+        if kept is not None and kept.job_id == number:
+            return kept
         loop = asyncio.get_running_loop()
         end: asyncio.Future[End] = loop.create_future()
 
@@ -331,10 +339,10 @@ class Correspondence:
             if not end.done():
                 end.set_result(one)
             elif isinstance(one, Answer):
-                self._keep(one)  # for the next try
+                self._keep(entry.key, one)  # for the next try
 
         self._client.submit(self._spec(entry, number, found.text), ending)
-        hourglass = loop.create_task(self._hourglass(entry.key))
+        hourglass = loop.call_later(self._config.hourglass_s, self._hourglass, entry.key)
         try:
             while not end.done():
                 await _first(end, change)
@@ -354,11 +362,9 @@ class Correspondence:
         tenant = str(entry.guild or entry.channel)
         return JobSpec(number, entry.key.route, (text,), INTERACTIVE, tenant, self._config.deadline_s, place)
 
-    async def _hourglass(self, key: Key) -> None:
+    def _hourglass(self, key: Key) -> None:
         """Show that it takes time. Once on its way it is not called back: taken off before it came, it would stay."""
-        await asyncio.sleep(self._config.hourglass_s)
-        signing = self._signing[key] = asyncio.ensure_future(self._postbox.sign(key, True))
-        await asyncio.shield(signing)
+        self._signing[key] = asyncio.ensure_future(self._postbox.sign(key, True))
 
     async def _unsign(self, key: Key) -> None:
         """Take the hourglass off again, if there is one."""
@@ -411,10 +417,6 @@ def _place(answer: Answer) -> Key:
         return Key(int(message), str(route))
     except (ValueError, TypeError, msgpack.UnpackException):
         return Key(0, "")
-
-
-def _notice(text: str) -> replies.Reply:
-    return replies.Reply((text,), None)
 
 
 def _code(end: End) -> str:

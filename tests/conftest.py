@@ -18,6 +18,15 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield made
 
 
+@pytest.fixture
+def echo(cluster: Cluster) -> Cluster:
+    """A cluster that gives texts back."""
+    cluster.broker()
+    cluster.node("one", "--engine", "echo", "--max-workers", "1")
+    cluster.wait_ready(1, 1)
+    return cluster
+
+
 def wait_until(true: Callable[[], bool], within_s: float, what: str) -> float:
     """Look again and again until ``true()``; the seconds it took. Fails with ``what`` when time is over."""
     started = time.monotonic()

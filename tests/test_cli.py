@@ -31,15 +31,6 @@ def model(cluster: Cluster) -> Cluster:
     return cluster
 
 
-@pytest.fixture
-def echo(cluster: Cluster) -> Cluster:
-    """A cluster that gives texts back."""
-    cluster.broker()
-    cluster.node("one", "--engine", "echo", "--max-workers", "1")
-    cluster.wait_ready(1, 1)
-    return cluster
-
-
 def cli(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
     return command("gateway_cli.py", "--broker", cluster.address, *arguments, cluster=cluster)
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import pytest
 import zmq
 
 from bench.cluster import Cluster, command
@@ -18,15 +17,6 @@ from dolmetsch.messages import NO_LATENCY_MS, GatewayStatus, Goodbye, Message, R
 from dolmetsch.wire import decode, encode
 
 NEW = "fr→en"
-
-
-@pytest.fixture
-def echo(cluster: Cluster) -> Cluster:
-    """A cluster that gives texts back."""
-    cluster.broker()
-    cluster.node("one", "--engine", "echo", "--max-workers", "1")
-    cluster.wait_ready(1, 1)
-    return cluster
 
 
 @contextmanager
