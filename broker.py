@@ -36,6 +36,7 @@ from dolmetsch.wire import decode
 
 TICK_MESSAGES: Final = 256  # messages read in one turn ...
 TICK_S: Final = 0.02  # ... or as many as fit into this, so that a flood cannot keep others waiting
+FIRST_TICK_S: Final = 0.002  # while no node has work, so that the first of many jobs do not wait for the others
 WAIT_S: Final = 1.0  # the longest wait for something to happen
 TIDY_S: Final = 2.0  # seconds without a commit after which deleted texts are wiped from the write-ahead log
 ANSWERED: Final = 256  # peers remembered as told that they are not understood
@@ -92,7 +93,7 @@ class Broker:
 
     def _turn(self, now: float) -> None:
         effects: list[Effect] = []
-        until = now + TICK_S
+        until = now + (TICK_S if self.scheduler.leased else FIRST_TICK_S)
         for peer, *frames in self._port.receive(TICK_MESSAGES):
             try:
                 message = decode(frames)

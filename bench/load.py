@@ -72,13 +72,14 @@ class Load:
     def run(self, specs: Iterator[JobSpec], within_s: float = 120.0) -> float:
         """All of ``specs`` to their acks; the seconds it took. Raises ``LoadError``."""
         started = time.monotonic()
-        self._until_answered(specs, within_s)
+        self.until_answered(specs, within_s)
         while not self._outbox.idle and time.monotonic() - started < within_s:
             self._handle(Tick())
             self._poller.poll(1)
         return time.monotonic() - started
 
-    def _until_answered(self, specs: Iterator[JobSpec], within_s: float) -> float:
+    def until_answered(self, specs: Iterator[JobSpec], within_s: float = 120.0) -> float:
+        """All of ``specs`` to their last answer; the seconds it took. Raises ``LoadError``."""
         started = time.monotonic()
         self._fill(specs)
         while self._on_its_way:
@@ -106,7 +107,7 @@ class Load:
     def one(self, text: str) -> float:
         """One interactive job by itself; the seconds to its answer."""
         spec = JobSpec(uuid.uuid4().bytes, self.route, (text,), INTERACTIVE, "bench", 60.0, b"")
-        seconds = self._until_answered(iter((spec,)), 60.0)
+        seconds = self.until_answered(iter((spec,)), 60.0)
         self.run(iter(()))  # its ack too: the next one finds an idle cluster
         return seconds
 

@@ -105,7 +105,8 @@ def main() -> None:
             for _ in range(3 if arguments.quick else 7):
                 limits.append(limit.run())
                 load.answers.clear()
-                rates.append(len(texts) / load.run(load.jobs(texts)))
+                rates.append(len(texts) / load.until_answered(load.jobs(texts)))
+                load.run(iter(()))  # the last acks
                 failed = [answer.code for answer in load.answers.values() if answer.texts is None]
                 if len(load.answers) != len(texts) or load.duplicates or failed:
                     raise SystemExit(f"{len(load.answers)} answers, {load.duplicates} duplicates, failed: {failed[:3]}")

@@ -45,9 +45,10 @@ __all__ = ["ChildInfo", "Load", "Pool", "PoolJob", "PoolOutcome"]
 
 MAX_JOBS: Final = MAX_HELD  # a heartbeat cannot list more leases than that, so more could not be kept alive
 CHARS_PER_TOKEN: Final = 3  # German SentencePiece tokens are 3 to 4 characters long
-WINDOW_BATCHES: Final = 4  # in a child's hands: the more, the more alike in length are the sentences of its batches
+WINDOW_BATCHES: Final = 8  # in a child's hands: the more, the more alike in length are the sentences of its batches
 WINDOW_JOBS: Final = 256  # as many batches of short messages; enough for an engine that does thousands a second
-LAST_WINDOWS: Final = 0.5  # when the queue comes to its end children get this share, so that they end together
+FAIR_PART: Final = 0.5  # of its share of all the work a child gets at once, so that children end together ...
+LAST_WINDOWS: Final = 0.25  # ... but not less than this much of a window
 URGENT_WINDOWS: Final = 1.5  # an urgent job may go on top of a full window: it waits for one batch, not for the window
 START_LIMIT_S: Final = 60.0  # reading a model from a slow SD card takes seconds; a minute is stuck
 START_TRIES: Final = 5  # deaths before the first child was ever ready: it is the installation, not chance
@@ -55,6 +56,7 @@ STEADY_S: Final = 30.0  # a child that lived this long was well: its next restar
 EXIT_WAIT_S: Final = 1.0  # between a child's end of file and its exit status
 END_GRACE_S: Final = 5.0  # for an idle child that was told to end
 GROW_HOLD_S: Final = 0.5  # a backlog shorter than this is gone before a new child has its model
+GROW_BACKLOG: Final = 0.5  # of what the children have in hand: less is hardly worth another model in memory
 POLL_S: Final = 0.02  # how soon to look again when only looking helps
 KILL_WAIT_S: Final = 5.0  # the kernel ends a killed process in milliseconds, unless a disk hangs
 BUSY_WINDOW_S: Final = 1.0  # the busy percentage covers at least this long
@@ -262,8 +264,11 @@ class Pool:
         if not children or not (self._urgent or self._bulk):
             return
         given: dict[Child, list[PoolJob]] = {}
-        plenty = self.queued_chars > self.window_chars * len(children) or self.queued > WINDOW_JOBS * len(children)
-        for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, 1.0 if plenty else LAST_WINDOWS)):
+        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): portions shrink as the work comes to its end.
+        queue = max(self.queued_chars / self.window_chars, self.queued / WINDOW_JOBS)
+        work = queue + sum(map(self._fullness, children))
+        portion = min(1.0, max(LAST_WINDOWS, FAIR_PART * work / len(children)))
+        for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, portion)):
             while lane:
                 child = min(children, key=self._fullness)
                 if self._fullness(child) >= windows:
@@ -404,10 +409,10 @@ class Pool:
                 self._slots.remove(slot)
 
     def _grow(self, now: float, load: Load) -> None:
-        """Add a child when more has been waiting than the children have in hand; one at a time."""
+        """Add a child when more than ``GROW_BACKLOG`` of what the children have in hand waits; one at a time."""
         in_hand = sum(slot.child.hand_chars for slot in self._slots if slot.child)
         settled = self.ready == self.size < self.max_workers
-        if self.broken or not settled or self.queued_chars <= in_hand:
+        if self.broken or not settled or self.queued_chars <= GROW_BACKLOG * in_hand:
             self._backlog_since = None
             return
         if self._backlog_since is None:

@@ -27,7 +27,7 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_child.py")))
 QUIET = Load(cpu=(0.0,) * 8, ram=10.0)
 LIMIT_S = 20.0  # of waiting for a condition: far above what any takes
 
-ENGINE = EngineConfig(beam_size=2, batch_tokens=32)  # a window of 384 characters
+ENGINE = EngineConfig(beam_size=2, batch_tokens=32)  # a window of 768 characters
 
 
 class Rig:
@@ -278,26 +278,31 @@ def test_a_command_that_cannot_be_run_is_no_exception(tmp_path: Path) -> None:
 
 def test_urgent_goes_first_and_on_top_of_a_full_window(make: Make) -> None:
     rig = make("--batch", "1").ready(1)
-    rig.submit(*(job(f"bulk{number}", "sleep:0.01", chars=100) for number in range(8)))
-    assert (rig.pool.in_flight, rig.pool.queued) == (4, 4)  # 384 characters, and the job that crosses them
-    rig.submit(job("urgent", urgent=True, chars=100))
-    assert (rig.pool.in_flight, rig.pool.queued) == (5, 4)
-    order = [one.key for one in rig.ended(9)]
-    assert order.index(b"urgent") <= 2 and order.index(b"bulk7") == 8
+    rig.submit(*(job(f"bulk{number}", "sleep:0.01", chars=200) for number in range(12)))
+    assert (rig.pool.in_flight, rig.pool.queued) == (4, 8)  # 768 characters, and the job that crosses them
+    rig.submit(job("urgent", urgent=True, chars=200))
+    assert (rig.pool.in_flight, rig.pool.queued) == (5, 8)
+    order = [one.key for one in rig.ended(13)]
+    assert order.index(b"urgent") <= 2 and order.index(b"bulk11") == 12
 
 
 def test_windows_bound_the_hands_and_spread_the_work(make: Make) -> None:
     rig = make(workers=2).ready(2)
     full = pool_module.WINDOW_JOBS
-    rig.submit(*jobs(3 * full, "sleep:0.01", chars=1))
+    rig.submit(*jobs(5 * full, "sleep:0.01", chars=1))
     assert [child.in_flight for child in rig.pool.children()] == [full] * 2
-    assert rig.pool.queued == full == rig.pool.queued_chars
+    assert rig.pool.queued == 3 * full == rig.pool.queued_chars
 
 
 def test_the_last_of_a_backlog_are_handed_out_in_smaller_portions(make: Make) -> None:
     rig = make(workers=2).ready(2)
     full = pool_module.WINDOW_JOBS
     rig.submit(*jobs(2 * full, "sleep:0.01", chars=1))
+    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.FAIR_PART] * 2
+    rig.pool.cancel([b"none"])  # a turn in which nothing changes hands out nothing more
+    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.FAIR_PART] * 2
+    rig = make(workers=2).ready(2)
+    rig.submit(*jobs(full, "sleep:0.01", chars=1))
     assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.LAST_WINDOWS] * 2
 
 
