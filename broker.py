@@ -14,6 +14,7 @@ import argparse
 import gc
 import ipaddress
 import os
+import socket
 import sys
 import time
 import uuid
@@ -25,19 +26,22 @@ from urllib.parse import urlsplit
 import zmq
 
 from dolmetsch import __version__, config, logs
-from dolmetsch.effects import Drain, Effect, FromPeer, PeerGone, Persist, Send, Tick
+from dolmetsch.effects import Beat, Drain, Effect, FromPeer, PeerGone, Persist, Send, Tick
 from dolmetsch.errors import ConfigError, DolmetschError, RemoteError
-from dolmetsch.ledger import Ledger, SqliteLedger
+from dolmetsch.ledger import SqliteLedger
 from dolmetsch.lifecycle import Signals, sd_notify
 from dolmetsch.messages import Error
+from dolmetsch.reports import BrokerHealth
 from dolmetsch.scheduler import Scheduler
-from dolmetsch.transport import RouterPort, address
+from dolmetsch.stats import ProcessSampler
+from dolmetsch.transport import PubPort, RouterPort, address, telemetry_address
 from dolmetsch.wire import decode
 
 TICK_MESSAGES: Final = 256  # messages read in one turn ...
 TICK_S: Final = 0.02  # ... or as many as fit into this, so that a flood cannot keep others waiting
 FIRST_TICK_S: Final = 0.002  # while no node has work, so that the first of many jobs do not wait for the others
 WAIT_S: Final = 1.0  # the longest wait for something to happen
+PUBLISH_S: Final = 1.0
 TIDY_S: Final = 2.0  # seconds without a commit after which deleted texts are wiped from the write-ahead log
 ANSWERED: Final = 256  # peers remembered as told that they are not understood
 
@@ -45,10 +49,13 @@ ANSWERED: Final = 256  # peers remembered as told that they are not understood
 class Broker:
     """The loop's state: the scheduler, its ledger and its socket."""
 
-    def __init__(self, settings: config.Config, ledger: Ledger, port: RouterPort) -> None:
+    def __init__(self, settings: config.Config, ledger: SqliteLedger, port: RouterPort, stage: PubPort | None) -> None:
         self._settings = settings
         self._ledger = ledger
         self._port = port
+        self._stage = stage  # where telemetry is published
+        self._sampler = ProcessSampler()
+        self._publish_at = time.monotonic()
         self._log = logs.start("broker")
         self._told: OrderedDict[bytes, None] = OrderedDict()
         self._tidy_at: float | None = None
@@ -85,7 +92,7 @@ class Broker:
 
     def _wait_ms(self) -> int:
         now = time.monotonic()
-        due = now + WAIT_S
+        due = now + WAIT_S if self._stage is None else min(now + WAIT_S, self._publish_at)
         for one in (self.scheduler.next_deadline(), self._tidy_at):
             if one is not None:
                 due = min(due, one)
@@ -104,6 +111,9 @@ class Broker:
             if time.monotonic() >= until:
                 break
         effects += self.scheduler.handle(Tick(), now)
+        if self._stage is not None and now >= self._publish_at:
+            self._publish_at = now + PUBLISH_S
+            effects += self.scheduler.handle(Beat(self._health()), now)
         self._carry_out(effects, now)
         if self._tidy_at is not None and now >= self._tidy_at:
             self._ledger.tidy()
@@ -117,17 +127,32 @@ class Broker:
             for effect in effects:
                 if isinstance(effect, Persist):
                     changes.append(effect)
-                else:
+                elif isinstance(effect, Send):
                     sends.append(effect)
+                elif self._stage is not None:
+                    self._stage.send(effect.message)
             if changes:
                 self._ledger.commit(changes)
                 self._tidy_at = now + TIDY_S
             gone = dict.fromkeys(one.peer for one in sends if not self._port.send(one.peer, one.message))
             effects = [effect for peer in gone for effect in self.scheduler.handle(PeerGone(peer), now)]
 
+    def _health(self) -> BrokerHealth:
+        process = self._sampler.sample()
+        used, free = self._ledger.disk()
+        return BrokerHealth(
+            host=socket.gethostname(),
+            version=__version__,
+            pid=os.getpid(),
+            cpu_percent=process.cpu_percent,
+            rss_bytes=process.rss_bytes,
+            ledger_bytes=used,
+            disk_free_bytes=free,
+        )
+
     def _not_understood(self, peer: bytes, error: RemoteError) -> None:
         """Count it, and say so once to each peer: answering every one would let a stranger make us talk."""
-        self.scheduler.bad_frames += 1
+        self.scheduler.books.tally.bad_frames += 1
         if peer in self._told:
             return
         self._told[peer] = None
@@ -172,11 +197,14 @@ def main(argv: list[str]) -> int:
             print(config.show(settings))
             return 0
         where = address(settings.broker.bind)
-        _check_reach(where, arguments.insecure)
+        telemetry = _telemetry(settings.broker.telemetry, where)
+        for one in (where, telemetry):
+            if one is not None:
+                _check_reach(one, arguments.insecure)
         path = (
             Path(settings.broker.ledger).expanduser() if settings.broker.ledger else config.data_path("ledger.sqlite3")
         )
-        _serve(settings, where, path)
+        _serve(settings, where, telemetry, path)
     except DolmetschError as error:
         log.error("%s", error)
         return 1
@@ -184,17 +212,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _serve(settings: config.Config, where: str, path: Path) -> None:
+def _telemetry(wanted: str, broker: str) -> str | None:
+    if wanted == "off":
+        return None
+    return address(wanted) if wanted else telemetry_address(broker)
+
+
+def _serve(settings: config.Config, where: str, telemetry: str | None, path: Path) -> None:
     log = logs.start("broker")
     # Jobs are many, long-lived and free of cycles: frequent full collections would only walk them.
     gc.set_threshold(50_000, 20, 100)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     port = RouterPort(context)
+    stage = None if telemetry is None else PubPort(context)
     ledger = SqliteLedger(path, settings.scheduler.max_settled)
     try:
         bound = port.bind(where)  # first of all: a second broker must not touch the ledger
+        if stage is not None and telemetry is not None:
+            stage.bind(telemetry)
         with Signals() as signals:
-            broker = Broker(settings, ledger, port)
+            broker = Broker(settings, ledger, port, stage)
             broker.recover()
             log.info("listening at %s, ledger %s", bound, path)
             sd_notify("READY=1")
@@ -202,6 +239,8 @@ def _serve(settings: config.Config, where: str, path: Path) -> None:
     finally:
         ledger.close()
         port.close()
+        if stage is not None:
+            stage.close()
         context.term()
 
 

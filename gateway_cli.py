@@ -26,7 +26,7 @@ from dolmetsch.admission import ROUTE
 from dolmetsch.client import INTERACTIVE, Answer, Client
 from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, NoBroker
 from dolmetsch.lines import Line, LineRun, Order, Progress, check_input, file_lines, pipe_lines
-from dolmetsch.messages import MAX_TEXT_CHARS, Status
+from dolmetsch.messages import MAX_TEXT_CHARS, REQUEUE, Status
 from dolmetsch.transport import address
 
 CONNECT_S: Final = 5.0  # a broker on the LAN answers in milliseconds
@@ -277,7 +277,7 @@ async def _run(arguments: argparse.Namespace, where: str) -> int:
             print(_show_status(await client.status(), arguments.json))
             return 0
         if arguments.requeue_dead:
-            print(f"{await client.requeue_dead()} dead letters requeued")
+            print(f"{_count((await client.manage(REQUEUE)).count, 'dead letter')} requeued")
             return 0
         if arguments.text:
             return await _one_text(client, arguments)

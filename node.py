@@ -28,8 +28,9 @@ import zmq
 from dolmetsch import __version__, config, logs
 from dolmetsch.errors import ConfigError, DolmetschError, NodeError, RemoteError
 from dolmetsch.lifecycle import Signals, sd_notify
-from dolmetsch.messages import BULK, ChildStatus, LeasedJob, Route
+from dolmetsch.messages import BULK, LeasedJob
 from dolmetsch.pool import Load, Pool, PoolJob, PoolOutcome
+from dolmetsch.reports import ChildStatus, Route
 from dolmetsch.session import (
     Beat,
     Drain,
@@ -41,13 +42,14 @@ from dolmetsch.session import (
     Leave,
     Offer,
     Reconnect,
+    Renew,
     Send,
     Session,
     Start,
     Stop,
     Tick,
 )
-from dolmetsch.stats import HostStats, Sampler
+from dolmetsch.stats import HostStats, Sampler, about_machine
 from dolmetsch.transport import DealerPort, address
 from dolmetsch.wire import decode
 
@@ -196,9 +198,12 @@ class Node:
             case Send(message):
                 self._port.send(message)
             case Start(jobs):
-                self._pool.submit([_pool_job(job) for job in jobs], now)
+                self._pool.submit([_pool_job(job, now) for job in jobs], now)
             case Stop(job_ids):
                 self._pool.cancel(job_ids)
+            case Renew():
+                self._log.info("starting the children anew, as an operator asked")
+                self._pool.renew()
             case Reconnect():
                 self._poller.unregister(self._port.socket)
                 self._port.reconnect()
@@ -216,15 +221,21 @@ class Node:
                 self._left = effect
 
 
-def _pool_job(job: LeasedJob) -> PoolJob:
+def _pool_job(job: LeasedJob, now: float) -> PoolJob:
     chars = sum(map(len, job.texts))
-    return PoolJob(job.job_id, job.route, job.texts, chars, job.lane != BULK, job.suspect)
+    return PoolJob(job.job_id, job.route, job.texts, chars, job.lane != BULK, job.suspect, now, job.alternatives)
 
 
 def _ended(outcomes: list[PoolOutcome]) -> Ended:
-    finished = [(one.key, one.texts, one.model) for one in outcomes if one.texts is not None]
+    finished = [
+        (one.key, one.texts, one.model, _ms(one.wait_s), _ms(one.work_s)) for one in outcomes if one.texts is not None
+    ]
     failed = [(one.key, one.code, one.detail, one.retry) for one in outcomes if one.texts is None]
     return Ended(finished, failed)
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
 
 
 def default_name() -> tuple[str, IO[bytes] | None]:
@@ -330,7 +341,8 @@ def _serve(settings: config.Config, arguments: argparse.Namespace) -> None:
     )
     rng = random.Random()
     incarnation = uuid.uuid4().hex
-    session = Session(name=name, incarnation=incarnation, engine=arguments.engine, rng=rng, now=time.monotonic())
+    about, now = about_machine(), time.monotonic()
+    session = Session(name=name, incarnation=incarnation, engine=arguments.engine, rng=rng, now=now, about=about)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     port = DealerPort(context, broker, f"node/{name}/{incarnation}")
     log.info("%s: children on cores %s, broker %s", name, ",".join(map(str, cores)), broker)

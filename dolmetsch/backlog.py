@@ -28,7 +28,7 @@ class Job:
     passes: tuple[Package, ...]
     urgent: bool
     alone: bool
-    texts: list[str]  # each is replaced by its translation
+    texts: list[str]  # each is replaced by its translation; alternatives follow
     left: int  # texts not translated yet
     waiting: set[Sentence] = field(default_factory=set)
 
@@ -44,6 +44,7 @@ class Text:
     parent: Text | None
     translations: list[str]
     left: int  # segments not translated yet
+    rank: int = 0  # which translation is wanted: 0 the best, 1 the second-best
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -142,4 +143,5 @@ class Backlog:
 
 def _group(sentence: Sentence, urgent: bool) -> tuple[object, ...]:
     """Sentences of the same group may share a batch."""
-    return (sentence.package.path, sentence.again, urgent, sentence.job.key if sentence.job.alone else None)
+    rank = sentence.part.text.rank
+    return (sentence.package.path, sentence.again, urgent, rank, sentence.job.key if sentence.job.alone else None)

@@ -9,10 +9,12 @@ Beside the jobs stand the gateways' reports, each as long as its gateway is know
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from dolmetsch.cache import ResultCache
+from dolmetsch.chronicle import Chronicle
 from dolmetsch.config import SchedulerConfig
 from dolmetsch.effects import Effect, Op, Persist, Record, Send
 from dolmetsch.errors import LocalError
@@ -24,6 +26,7 @@ from dolmetsch.settled import SettledIds
 from dolmetsch.timers import Timers
 
 REVIVED_S: Final = 300.0  # what a requeued dead letter has: its first deadline was made for somebody who waited
+TOOK: Final = 512  # jobs that the median is of
 ROUTE_NAMES: Final = 512  # route strings shared between jobs
 
 
@@ -32,6 +35,19 @@ class Reported(NamedTuple):
 
     report: Report
     at: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened since the broker started. ``bad_frames`` are counted by the program that decodes."""
+
+    accepted: int = 0
+    rejected: int = 0
+    done: int = 0
+    failed: int = 0
+    requeued: int = 0
+    chars_done: int = 0
+    bad_frames: int = 0
 
 
 class Books:
@@ -49,8 +65,9 @@ class Books:
         self.orphans: dict[bytes, Job] = {}  # leased, but to no node that is here: claimed soon or queued again
         self.reports: dict[str, Reported] = {}  # by the gateway's name, the latest at the end
         self.bytes = 0
-        self.done = 0
-        self.failed = 0
+        self.chronicle = Chronicle()
+        self.tally = Tally()
+        self.took_ms: deque[int] = deque(maxlen=TOOK)  # of the latest jobs that a node translated
         self.effects: list[Effect] = []
         self._seq = 0
         self._names: dict[str, str] = {}
@@ -59,6 +76,11 @@ class Books:
     def send(self, peer: bytes, message: Message) -> None:
         """Have ``message`` sent once everything is committed."""
         self.effects.append(Send(peer, message))
+
+    @property
+    def leased(self) -> int:
+        """Jobs that nodes hold now, or are to show after a restart."""
+        return sum(len(node.leases) for node in self.roster.nodes.values()) + len(self.orphans)
 
     # ---- gateways ----
 
@@ -94,10 +116,13 @@ class Books:
             reply_to=spec.reply_to,
             deadline=self._deadline(now, spec.deadline_s),
             now=now,
+            alternatives=spec.alternatives,
+            waited_ms=spec.waited_ms,
         )
         self._enter(job, gateway)
         row = (
             job.seq, job.id, job.gateway, job.tenant, job.lane, job.route, job.texts, job.reply_to, job.deadline, now,
+            job.alternatives,
         )  # fmt: skip
         self.effects.append(Persist(Op.INSERT, row))
         return job
@@ -115,6 +140,7 @@ class Books:
             reply_to=record.reply_to,
             deadline=record.deadline,
             now=now,
+            alternatives=record.alternatives,
         )
         self._seq = max(self._seq, job.seq)
         job.attempt, job.failures = record.attempt, record.failures
@@ -176,6 +202,7 @@ class Books:
         """``node`` holds the LEASED job from now on."""
         self.orphans.pop(job.id, None)
         job.node = node.name
+        job.leased_at = now
         job.lease_until = now + self._config.lease_s
         node.lend(job)
 
@@ -227,7 +254,9 @@ class Books:
         if job.state is State.LEASED and job.node != by:
             self._revoke(job, job.node)
         self._end(job, State.DONE, outcome, now, "answered from the cache" if outcome.cached else "done")
-        self.done += 1
+        self.tally.done += 1
+        self.tally.chars_done += job.chars
+        self.chronicle.done(job.lane, outcome.took_ms)
 
     def kill(self, job: Job, code: str, detail: str, now: float) -> None:
         """-> DEAD: its gateway is to be told, its text stays for an operator."""
@@ -235,8 +264,9 @@ class Books:
         took_ms = int((now - job.queued_at) * 1000)
         self._end(job, State.DEAD, Outcome(None, code, detail, "", False, took_ms), now, f"dead: {code} {detail}"[:200])
         self._revoke(job, holder)
-        self.failed += 1
+        self.tally.failed += 1
         self.dead[job.id] = job
+        self.chronicle.ended(job, now)
 
     def _end(self, job: Job, state: State, outcome: Outcome, now: float, what: str) -> None:
         was = job.state
@@ -258,6 +288,8 @@ class Books:
         """-> SETTLED: forget everything but the id."""
         was, holder = job.state, job.node
         job.move(State.SETTLED, now, what)
+        if was is State.DONE:
+            self.chronicle.ended(job, now)
         if was is State.QUEUED:
             self.lanes.discard(job)
         elif was is State.LEASED:
@@ -287,6 +319,8 @@ class Books:
         job.outcome, job.acked = None, False
         self.bytes += job.size
         job.move(State.QUEUED, now, "requeued by an operator")
+        job.times = None
+        self.tally.requeued += 1
         self._retime(job, job.deadline)
         self.lanes.push(job)
         self.effects.append(Persist(Op.QUEUE, (0, job.deadline, job.seq)))

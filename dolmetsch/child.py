@@ -2,7 +2,7 @@
 
 The two talk over a UNIX stream socket in msgpack arrays. Parent to child:
 
-- ``["jobs", [[key, route, texts, urgent, alone], ...]]``: work; answers may come in any order.
+- ``["jobs", [[key, route, texts, urgent, alone, alternatives], ...]]``: work; answers may come in any order.
 - ``["drop", [key, ...]]``: forget these; an answer to one is ignored.
 - End of file: end now.
 
@@ -56,7 +56,7 @@ _HOUSE: Final = str(Path(__file__).resolve().parent.parent)  # where a child fin
 
 @dataclass(frozen=True, slots=True)
 class PoolJob:
-    """A job for a child. ``chars``: of all ``texts``; ``alone``: suspected, so in a batch of its own."""
+    """A job for a child, that came ``at``. ``chars``: of all ``texts``; ``alone``: suspected, in a batch of its own."""
 
     key: bytes
     route: str
@@ -64,11 +64,16 @@ class PoolJob:
     chars: int
     urgent: bool
     alone: bool
+    at: float = 0.0
+    alternatives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolOutcome:
-    """How a job ended. ``texts`` is None when it failed; ``retry``: another attempt may go better."""
+    """How a job ended. ``texts`` is None when it failed; ``retry``: another attempt may go better.
+
+    It waited ``wait_s`` seconds for its first batch, and was worked on for ``work_s``.
+    """
 
     key: bytes
     texts: tuple[str, ...] | None
@@ -76,6 +81,8 @@ class PoolOutcome:
     code: str
     detail: str
     retry: bool
+    wait_s: float = 0.0
+    work_s: float = 0.0
 
 
 class Child:
@@ -101,6 +108,7 @@ class Child:
         self.hand: dict[bytes, PoolJob] = {}
         self.hand_chars = 0
         self.batch: tuple[bytes, ...] = ()
+        self._begun: dict[bytes, float] = {}  # jobs in hand of which a batch was begun, and when
         self.jobs_done = 0
         self.out = bytearray()
         self._busy_s = 0.0
@@ -115,7 +123,7 @@ class Child:
 
     def give(self, jobs: Sequence[PoolJob]) -> None:
         """Send ``jobs``, which ``hold`` has already put into its hands."""
-        self._send(["jobs", [[job.key, job.route, job.texts, job.urgent, job.alone] for job in jobs]])
+        self._send(["jobs", [_wire(job) for job in jobs]])
 
     def hold(self, job: PoolJob, now: float) -> None:
         """Count ``job`` as in its hands."""
@@ -175,6 +183,8 @@ class Child:
             case ["begin", list() as keys]:
                 self.batch = tuple(keys)
                 self.progress_at = now
+                for key in keys:
+                    self._begun.setdefault(key, now)
             case ["done", list() as answers]:
                 return self._answered(answers, now, outcomes)
             case ["ready", dict() as routes]:
@@ -194,16 +204,19 @@ class Child:
             if job is None:
                 continue
             if texts is not None:
-                if len(texts) != len(job.texts):
-                    raise _nonsense(f"{len(texts)} texts for a job of {len(job.texts)}")
+                wanted = len(job.texts) * (1 + job.alternatives)
+                if len(texts) != wanted:
+                    raise _nonsense(f"{len(texts)} texts for a job of {wanted}")
                 chars += job.chars
                 texts = tuple(texts)
+            begun = self._begun.get(key, now)
             self._release(key, now)
             self.jobs_done += 1
-            outcomes.append(PoolOutcome(key, texts, model, code, detail, False))
+            outcomes.append(PoolOutcome(key, texts, model, code, detail, False, begun - job.at, now - begun))
         return chars
 
     def _release(self, key: bytes, now: float) -> PoolJob | None:
+        self._begun.pop(key, None)
         job = self.hand.pop(key, None)
         if job is not None:
             self.hand_chars -= job.chars
@@ -382,6 +395,10 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",  # one child is one core; libgomp's own threads can also deadlock at exit
         "PYTHONPATH": f"{_HOUSE}{os.pathsep}{path}" if path else _HOUSE,
     }
+
+
+def _wire(job: PoolJob) -> list[Any]:
+    return [job.key, job.route, job.texts, job.urgent, job.alone, job.alternatives]
 
 
 def _no_ext(code: int, data: bytes) -> Any:

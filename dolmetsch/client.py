@@ -22,7 +22,7 @@ from typing import Final, Self, TypeVar
 import zmq
 
 from dolmetsch.errors import DolmetschError, JobFailed, JobRejected, JobSettled, NoBroker, RemoteError
-from dolmetsch.messages import BULK, INTERACTIVE, NO_LATENCY_MS, Answer, JobSpec, Report, Route, Status
+from dolmetsch.messages import BULK, INTERACTIVE, Answer, JobSpec, Manage, Managed, Report, Status
 from dolmetsch.outbox import (
     Deliver,
     Down,
@@ -34,12 +34,12 @@ from dolmetsch.outbox import (
     Have,
     Informed,
     Offered,
+    Operate,
+    Operated,
     Outbox,
     Post,
     Reconnect,
     Refuse,
-    Requeued,
-    RequeueDead,
     Send,
     Settled,
     Tell,
@@ -47,6 +47,7 @@ from dolmetsch.outbox import (
     Up,
     Withdraw,
 )
+from dolmetsch.reports import NO_LATENCY_MS, Route
 from dolmetsch.transport import DealerPort
 from dolmetsch.wire import decode
 
@@ -83,7 +84,7 @@ class Client:
         self._on_stray = on_stray
         self._endings: dict[bytes, Ending] = {}
         self._status: asyncio.Future[Status] | None = None
-        self._requeued: asyncio.Future[int] | None = None
+        self._managed: list[tuple[Manage, asyncio.Future[Managed]]] = []
         self._up = asyncio.Event()
         self._refused: RemoteError | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -185,8 +186,12 @@ class Client:
         deadline_s: float = DEADLINE_S,
         job_id: bytes | None = None,
         reply_to: bytes = b"",
+        alternatives: int = 0,
     ) -> Answer:
-        """Translate and ack. Raises ``JobRejected``, ``JobFailed``, ``JobSettled`` or ``NoBroker``."""
+        """Translate and ack. Raises ``JobRejected``, ``JobFailed``, ``JobSettled`` or ``NoBroker``.
+
+        With ``alternatives`` the answer has the best translations of all texts, then the second-best, and so on.
+        """
         spec = JobSpec(
             job_id or uuid.uuid4().bytes,
             route,
@@ -195,6 +200,7 @@ class Client:
             tenant,
             deadline_s,
             reply_to,
+            alternatives,
         )
         future: asyncio.Future[Answer] = self._loop.create_future()
 
@@ -225,13 +231,19 @@ class Client:
             self._pump_soon()
         return await _within(self._status, within_s, self._where)
 
-    async def requeue_dead(self, within_s: float = 5.0) -> int:
-        """Send all dead letters round again; how many (the first 256 of them are counted). Raises ``NoBroker``."""
-        if self._requeued is None:
-            self._requeued = self._loop.create_future()
-            self._handle(RequeueDead())
-            self._pump_soon()
-        return await _within(self._requeued, within_s, self._where)
+    async def manage(
+        self, action: str, *, node: str = "", jobs: Sequence[bytes] = (), within_s: float = 5.0
+    ) -> Managed:
+        """Ask for what an operator wants: see ``messages.Manage``. Raises ``NoBroker``: it may have been done then."""
+        manage = Manage(action=action, node=node, jobs=tuple(jobs))
+        future: asyncio.Future[Managed] = self._loop.create_future()
+        self._managed.append((manage, future))
+        self._handle(Operate(manage))
+        self._pump_soon()
+        try:
+            return await _within(future, within_s, self._where)
+        finally:
+            self._managed = [one for one in self._managed if one[1] is not future]
 
     # ---- the loop's side ----
 
@@ -291,10 +303,8 @@ class Client:
                 if self._status is not None:
                     self._status.set_result(status)
                     self._status = None
-            case Requeued(count):
-                if self._requeued is not None:
-                    self._requeued.set_result(count)
-                    self._requeued = None
+            case Operated(managed):
+                self._operated(managed)
             case Reconnect():
                 self._loop.remove_reader(self._fd)
                 self._port.reconnect()
@@ -309,6 +319,12 @@ class Client:
                 self._up.clear()
                 if fatal:
                     self._refuse(RemoteError("refused", why))
+
+    def _operated(self, managed: Managed) -> None:
+        for manage, future in self._managed:
+            if (manage.action, manage.node) == (managed.action, managed.node) and not future.done():
+                future.set_result(managed)
+                return
 
     def _deliver(self, answer: Answer, stray: bool) -> None:
         if not stray:

@@ -31,6 +31,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Where the broker listens and keeps its jobs."""
 
     bind: Annotated[str, Meta(description="address to listen at")] = "tcp://127.0.0.1:5570"
+    telemetry: Annotated[str, Meta(description="address to publish at; empty: one port above bind; off: nowhere")] = ""
     ledger: Annotated[str, Meta(description="file that keeps accepted jobs; empty: the user's data folder")] = ""
     drain_s: Annotated[float, Meta(ge=0, le=600, description="seconds a stopping broker waits for what nodes hold")] = (
         5.0

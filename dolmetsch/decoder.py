@@ -110,10 +110,17 @@ class Decoder:
     def decode(self, package: Package, rows: Sequence[Sequence[str]]) -> list[str]:
         return [sentence.strip() for sentence in self._tokenizers.get(package).decode(rows)]
 
-    def translate(self, package: Package, rows: list[Tokens], again: bool) -> dict[Tokens, list[str] | EngineError]:
-        """The model's output for each of ``rows``; ``again``: as a second try, with repetition held down."""
-        beam = self._config.beam_size
+    def translate(
+        self, package: Package, rows: list[Tokens], again: bool, rank: int = 0
+    ) -> dict[Tokens, list[str] | EngineError]:
+        """The model's output for each of ``rows``.
+
+        ``again``: as a second try, with repetition held down. ``rank``: 0 the best output, 1 the second-best.
+        """
+        beam = max(self._config.beam_size, rank + 1)
         options = {"beam_size": max(beam, RETRY_BEAM), **RETRY} if again else {"beam_size": beam}
+        if rank:
+            options["num_hypotheses"] = rank + 1
         outputs = dict(zip(rows, self._run(package, rows, options), strict=True))
         unknown = [row for row, output in outputs.items() if not isinstance(output, EngineError) and UNKNOWN in output]
         if unknown:  # only these pay for the attention that shows which word of the source it was: a twentieth more
@@ -141,7 +148,7 @@ class Decoder:
                 return [self._run(package, [row], options)[0] for row in rows]
             # Not its message, which may quote the tokens.
             return [EngineError("engine_error", f"CTranslate2: {type(error).__name__} for {len(rows[0])} tokens")]
-        hypotheses: list[list[str]] = [result.hypotheses[0] for result in results]
+        hypotheses: list[list[str]] = [result.hypotheses[-1] for result in results]  # the last that was asked for
         return [tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else tokens for tokens in hypotheses]
 
     def _open_translator(self, package: Package) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dolmetsch.jobs import Outcome
-from dolmetsch.messages import Message
+from dolmetsch.messages import Message, Telemetry
+from dolmetsch.reports import BrokerHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,13 @@ class Drain:
     """The broker is about to stop: take nothing new, lease nothing more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A second has passed, and this is how the broker's process is: publish how everything is."""
+
+    health: BrokerHealth
+
+
 class Record(NamedTuple):
     """A job as the ledger keeps it; ``deadline`` in this broker's monotonic seconds."""
 
@@ -52,6 +60,7 @@ class Record(NamedTuple):
     attempt: int
     failures: int
     outcome: Outcome | None
+    alternatives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +71,13 @@ class Recover:
     settled: Sequence[bytes]
 
 
-Event = FromPeer | PeerGone | Tick | Drain | Recover
+Event = FromPeer | PeerGone | Tick | Drain | Recover | Beat
 
 
 class Op(enum.StrEnum):
     """What to write in the ledger; the comment gives the row."""
 
-    INSERT = "insert"  # seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now
+    INSERT = "insert"  # seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now, alternatives
     LEASE = "lease"  # attempt, node, seq
     QUEUE = "queue"  # failures, deadline, seq
     OWN = "own"  # gateway, seq
@@ -90,4 +99,10 @@ class Send(NamedTuple):
     message: Message
 
 
-Effect = Persist | Send
+class Publish(NamedTuple):
+    """Tell this to whoever listens."""
+
+    message: Telemetry
+
+
+Effect = Persist | Send | Publish

@@ -7,6 +7,8 @@ complete. ``EchoEngine`` returns every text as it is.
 A text takes one *pass* for each package of its route: a route without a package of its own goes through English. A
 sentence longer than a model takes is cut into chunks of tokens, and their outputs are joined. A sentence whose output
 is degenerate waits for a second try; if that does not help, its job fails as ``degenerate_output``.
+
+With *alternatives*, a text is translated once more for each: by the model's second-best output, third-best, and so on.
 """
 
 from __future__ import annotations
@@ -66,11 +68,19 @@ class Engine(Protocol):
         ...
 
     def submit(
-        self, key: bytes, route: str, texts: Sequence[str], *, urgent: bool = False, alone: bool = False
+        self,
+        key: bytes,
+        route: str,
+        texts: Sequence[str],
+        *,
+        urgent: bool = False,
+        alone: bool = False,
+        alternatives: int = 0,
     ) -> None:
         """Take a job; never raises for its texts. A key that it has already is ignored.
 
-        ``urgent``: ahead of the others. ``alone``: no other job shares its batches.
+        ``urgent``: ahead of the others. ``alone``: no other job shares its batches. Its outcome has ``texts``
+        1 + ``alternatives`` times, the best translations first.
         """
         ...
 
@@ -115,7 +125,14 @@ class ArgosEngine:
         return len(self._backlog) + len(self._finished)
 
     def submit(
-        self, key: bytes, route: str, texts: Sequence[str], *, urgent: bool = False, alone: bool = False
+        self,
+        key: bytes,
+        route: str,
+        texts: Sequence[str],
+        *,
+        urgent: bool = False,
+        alone: bool = False,
+        alternatives: int = 0,
     ) -> None:
         if key in self._jobs:
             return
@@ -123,11 +140,12 @@ class ArgosEngine:
         if passes is None:
             self._finished.append(_no_route(key, route))
             return
-        job = Job(key, next(self._ages), self.routes[route], passes, urgent, alone, list(texts), len(texts))
+        ranked = [*texts] * (1 + alternatives)
+        job = Job(key, next(self._ages), self.routes[route], passes, urgent, alone, ranked, len(ranked))
         self._jobs[key] = job
         with self._answering(job):
-            for index, text in enumerate(texts):
-                self._begin_pass(job, index, 0, text)
+            for index, text in enumerate([*ranked]):
+                self._begin_pass(job, index, 0, text, index // len(texts))
             if not texts:
                 self._finish(job)
 
@@ -146,16 +164,16 @@ class ArgosEngine:
     def run(self, batch: Batch) -> list[Outcome]:
         wanted = [sentence for sentence in batch.sentences if self._has(sentence.job)]
         if wanted:
-            self._translate(wanted[0].package, wanted, wanted[0].again)
+            self._translate(wanted[0].package, wanted, wanted[0].again, wanted[0].part.text.rank)
         finished, self._finished = self._finished, []
         return [*batch.outcomes, *finished]
 
-    def _begin_pass(self, job: Job, index: int, stage: int, text: str) -> None:
-        self._open(job, index, stage, parse(text, job.passes[stage].from_code), None)
+    def _begin_pass(self, job: Job, index: int, stage: int, text: str, rank: int) -> None:
+        self._open(job, index, stage, parse(text, job.passes[stage].from_code), None, rank)
 
-    def _open(self, job: Job, index: int, stage: int, document: Document, parent: Text | None) -> None:
+    def _open(self, job: Job, index: int, stage: int, document: Document, parent: Text | None, rank: int) -> None:
         segments = document.segments
-        text = Text(job, index, stage, document, parent, [""] * len(segments), len(segments))
+        text = Text(job, index, stage, document, parent, [""] * len(segments), len(segments), rank)
         if not segments:
             self._complete(text)
             return
@@ -168,10 +186,10 @@ class ArgosEngine:
             for place, tokens in enumerate(chunks):
                 self._backlog.add(Sentence(job, package, part, place, tokens))
 
-    def _translate(self, package: Package, sentences: list[Sentence], again: bool) -> None:
+    def _translate(self, package: Package, sentences: list[Sentence], again: bool, rank: int) -> None:
         rows = list(dict.fromkeys([sentence.tokens for sentence in sentences]))
         try:
-            outputs = self._decoder.translate(package, rows, again)
+            outputs = self._decoder.translate(package, rows, again, rank)
         except (PackageError, ConfigError) as error:
             outputs = dict.fromkeys(rows, EngineError("engine_error", str(error)))
         parts = []
@@ -201,7 +219,7 @@ class ArgosEngine:
         if restored is not None:
             self._place(text, index, restored)
         elif text.parent is None:
-            self._open(text.job, index, text.stage, segment.pieces(), text)
+            self._open(text.job, index, text.stage, segment.pieces(), text, text.rank)
         else:
             raise LocalError("a piece of a sentence lost a span, and has none")
 
@@ -217,7 +235,7 @@ class ArgosEngine:
         if text.parent is not None:
             self._place(text.parent, text.index, translation)
         elif text.stage + 1 < len(job.passes):
-            self._begin_pass(job, text.index, text.stage + 1, translation)
+            self._begin_pass(job, text.index, text.stage + 1, translation, text.rank)
         else:
             job.texts[text.index] = translation
             job.left -= 1
@@ -268,11 +286,18 @@ class EchoEngine:
         return len(self._alone) + len(self._urgent) + len(self._others)
 
     def submit(
-        self, key: bytes, route: str, texts: Sequence[str], *, urgent: bool = False, alone: bool = False
+        self,
+        key: bytes,
+        route: str,
+        texts: Sequence[str],
+        *,
+        urgent: bool = False,
+        alone: bool = False,
+        alternatives: int = 0,
     ) -> None:
         lane = self._alone if alone else self._urgent if urgent else self._others
         if route in self.routes:
-            lane[key] = Outcome(key, tuple(texts), "echo")
+            lane[key] = Outcome(key, tuple(texts) * (1 + alternatives), "echo")
         else:
             lane[key] = _no_route(key, route)
 

@@ -56,18 +56,26 @@ class Outcome(NamedTuple):
     took_ms: int
 
 
+class Times(NamedTuple):
+    """What a node says of the time it had a job: until its first batch began, and from then on."""
+
+    wait_ms: int
+    work_ms: int
+
+
 class Job:
     """One job in the broker. Mutable on purpose: the scheduler is its only owner, and there may be 100 000."""
 
     __slots__ = (
-        "acked", "attempt", "chars", "deadline", "failures", "gateway", "id", "lane", "lease_until", "losses",
-        "node", "outcome", "queued_at", "reply_to", "route", "seq", "state", "story", "tenant", "texts",
-        "timer",
+        "acked", "alternatives", "attempt", "chars", "deadline", "failures", "gateway", "id", "lane", "lease_until",
+        "leased_at", "losses", "node", "outcome", "queued_at", "reply_to", "route", "seq", "state", "story", "tenant",
+        "texts", "timer", "times", "waited_ms",
     )  # fmt: skip
 
     def __init__(
         self, *, seq: int, job_id: bytes, gateway: str, tenant: str, lane: int, route: str,
-        texts: tuple[str, ...], reply_to: bytes, deadline: float, now: float,
+        texts: tuple[str, ...], reply_to: bytes, deadline: float, now: float, alternatives: int = 0,
+        waited_ms: int = 0,
     ) -> None:  # fmt: skip
         self.seq = seq
         self.id = job_id
@@ -79,13 +87,17 @@ class Job:
         self.chars = sum(map(len, texts))
         self.reply_to = reply_to
         self.deadline = deadline
+        self.alternatives = alternatives
+        self.waited_ms = waited_ms  # at its gateway, before it came
         self.queued_at = now
         self.state = State.QUEUED
         self.attempt = 0  # leases so far: (id, attempt) names one
         self.losses = 0  # leases that expired or whose node was lost
         self.failures = 0  # leases that ended in a child's crash or an engine's error
         self.node: str | None = None
+        self.leased_at = now
         self.lease_until = 0.0
+        self.times: Times | None = None  # once a node has translated it
         self.outcome: Outcome | None = None
         self.acked = False
         self.timer = 0  # slot of its timer: the deadline, or later the time it is given up
@@ -110,6 +122,11 @@ class Job:
         lines = [f"{0.0:9.3f} s queued for {self.route} by {self.gateway}"]
         lines += [f"{at - self.queued_at:9.3f} s {what}" for at, what in self.story or ()]
         return "\n".join(lines)
+
+    @property
+    def wanted(self) -> int:
+        """Translations that a result must have: of each text the best, and as many alternatives."""
+        return len(self.texts) * (1 + self.alternatives)
 
     @property
     def size(self) -> int:

@@ -7,8 +7,10 @@ are keyed by the job's number, so inserts append. Texts are gone once a job is d
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,7 +20,7 @@ from dolmetsch.effects import Op, Persist, Record, Recover
 from dolmetsch.errors import LedgerError
 from dolmetsch.jobs import Outcome
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SCHEMA: Final = (
     """
@@ -37,15 +39,17 @@ CREATE TABLE job (
     attempt INTEGER NOT NULL DEFAULT 0,
     failures INTEGER NOT NULL DEFAULT 0,
     node TEXT,
-    outcome BLOB              -- msgpack of texts, code, detail, model, cached, took_ms
+    outcome BLOB,             -- msgpack of texts, code, detail, model, cached, took_ms
+    alternatives INTEGER NOT NULL DEFAULT 0
 )""",
     "CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL)",
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
+_MIGRATIONS: Final = {1: "ALTER TABLE job ADD COLUMN alternatives INTEGER NOT NULL DEFAULT 0"}  # from version -> next
 _pack: Final = msgpack.Packer().pack  # one packer for all: packb makes a new one each time
 _STATEMENTS: Final = {
     Op.INSERT: "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s,"
-    " state, attempt, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    " alternatives, state, attempt, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     Op.LEASE: "UPDATE job SET state = 'leased', attempt = ?, node = ? WHERE seq = ?",
     Op.QUEUE: "UPDATE job SET state = 'queued', outcome = NULL, failures = ?, deadline = ? WHERE seq = ?",
     Op.OWN: "UPDATE job SET gateway = ? WHERE seq = ?",
@@ -87,7 +91,7 @@ class MemoryLedger:
         for op, row in changes:
             if op is Op.INSERT:
                 names = ("seq", "job_id", "gateway", "tenant", "lane", "route", "texts", "reply_to", "deadline")
-                new = dict(zip(names, row, strict=False))
+                new = dict(zip(names, row, strict=False)) | {"alternatives": row[10]}
                 self._rows[row[0]] = {**new, "state": "queued", "attempt": 0, "failures": 0, "outcome": None}
             elif op is Op.LEASE:
                 self._rows[row[2]].update(state="leased", attempt=row[0])
@@ -159,6 +163,10 @@ class SqliteLedger:
         if version == 0:
             for statement in _SCHEMA:
                 db.execute(statement)
+        else:
+            for before in range(version, SCHEMA_VERSION):
+                db.execute(_MIGRATIONS[before])
+        if version < SCHEMA_VERSION:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
         if version > SCHEMA_VERSION:
@@ -175,7 +183,7 @@ class SqliteLedger:
             db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot,))
         query = (
             "SELECT seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, state, attempt, failures,"
-            " outcome FROM job ORDER BY seq"
+            " outcome, alternatives FROM job ORDER BY seq"
         )
         records = [_record(row) for row in db.execute(query)]
         settled: list[bytes] = []
@@ -214,6 +222,16 @@ class SqliteLedger:
         """Fold the write-ahead log, where deleted texts still stand, into the file; see ``Ledger``."""
         if self._db is not None:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def disk(self) -> tuple[int, int]:
+        """Bytes that the ledger takes, and bytes free where it is; 0 where the system does not say."""
+        used = 0
+        with suppress(OSError):
+            for path in (self._path, self._path.with_name(self._path.name + "-wal")):
+                used += path.stat().st_size
+        with suppress(OSError):
+            return used, shutil.disk_usage(self._path.parent).free
+        return used, 0
 
     def close(self) -> None:
         """See ``Ledger``."""
@@ -269,11 +287,13 @@ def _ranges(numbers: list[int]) -> list[tuple[Any, ...]]:
 
 
 def _insert(row: tuple[Any, ...], lease: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now = row
+    seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now, alternatives = row
     state = ("queued", 0, None) if lease is None else ("leased", lease[0], lease[1])
     # Packed as bytes: packing a str leaves its UTF-8 form cached inside it, which would double a queued job's memory.
     packed = _pack([text.encode() for text in texts])
-    return (seq, job_id, gateway, tenant, lane, route, packed, reply_to, deadline, deadline - now, *state)
+    return (
+        seq, job_id, gateway, tenant, lane, route, packed, reply_to, deadline, deadline - now, alternatives, *state,
+    )  # fmt: skip
 
 
 def _finish(row: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -282,7 +302,10 @@ def _finish(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _record(row: tuple[Any, ...]) -> Record:
-    (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, state, attempt, failures, outcome) = row
+    (
+        seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, state, attempt, failures, outcome,
+        alternatives,
+    ) = row  # fmt: skip
     return Record(
         seq=seq,
         job_id=job_id,
@@ -297,4 +320,5 @@ def _record(row: tuple[Any, ...]) -> Record:
         attempt=attempt,
         failures=failures,
         outcome=None if outcome is None else Outcome(*msgpack.unpackb(outcome, use_list=False)),
+        alternatives=alternatives,
     )

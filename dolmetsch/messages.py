@@ -10,6 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
+from dolmetsch.reports import (
+    NOTHING_KNOWN,
+    About,
+    BrokerHealth,
+    ChildStatus,
+    Counts,
+    Departed,
+    GatewayStatus,
+    Histogram,
+    JobReport,
+    NodeReport,
+    NodeStatus,
+    Route,
+)
+
 MAX_MESSAGE_BYTES: Final = 8 * 2**20  # no single frame may cost a broker more memory than this
 BATCH_BYTES: Final = 512 * 2**10  # a sender starts the next message here, so that no peer waits long behind one
 MAX_JOBS: Final = 256  # jobs in one message: a tick stays short
@@ -25,17 +40,28 @@ MAX_CORES: Final = 512
 MAX_NODES: Final = 1024
 MAX_GATEWAYS: Final = 256  # gateways in one STATUS: those that reported last
 MAX_DEADLINE_S: Final = 86_400.0
+MAX_ALTERNATIVES: Final = 4  # further translations of a text: each costs as much as the first
+MAX_REPORTED: Final = 64  # jobs, dead letters, departed nodes in one TELEMETRY: a sample, not a log
+MAX_STORY: Final = 32  # lines of a job's story
 MAX_CAPACITY: Final = 4096  # credit of one node, in jobs
 JOB_ID_BYTES: Final = 16
-NO_LATENCY_MS: Final = -1.0  # of a gateway that has no service of its own, or has not measured it
-
 INTERACTIVE: Final = 0  # somebody is looking at the screen
 BULK: Final = 1  # files, imports: served behind the interactive lane, but never starved
 LANES: Final = ("interactive", "bulk")
 
+DRAIN: Final = "drain"  # what an operator may ask of a node: lease it nothing more ...
+RESUME: Final = "resume"  # ... take work again ...
+RESTART: Final = "restart"  # ... start its children anew, one after the other
+REQUEUE: Final = "requeue"  # what an operator may ask for dead letters: round again ...
+PURGE: Final = "purge"  # ... or forget them
+
 
 class JobSpec(NamedTuple):
-    """A job as a gateway submits it."""
+    """A job as a gateway submits it.
+
+    With ``alternatives``, its result has the texts in their best translation, then in their second-best, and so on.
+    ``waited_ms`` is how long the gateway has had the request.
+    """
 
     job_id: bytes
     route: str
@@ -44,6 +70,8 @@ class JobSpec(NamedTuple):
     tenant: str
     deadline_s: float
     reply_to: bytes
+    alternatives: int = 0
+    waited_ms: int = 0
 
 
 class JobState(NamedTuple):
@@ -85,6 +113,7 @@ class LeasedJob(NamedTuple):
     texts: tuple[str, ...]
     lane: int
     suspect: bool
+    alternatives: int = 0
 
 
 class HeldLease(NamedTuple):
@@ -95,12 +124,14 @@ class HeldLease(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A job that a node translated."""
+    """A job that a node translated: it waited there for its first batch, and then was worked on."""
 
     job_id: bytes
     attempt: int
     texts: tuple[str, ...]
     model: str
+    wait_ms: int = 0
+    work_ms: int = 0
 
 
 class Failure(NamedTuple):
@@ -111,58 +142,6 @@ class Failure(NamedTuple):
     code: str
     detail: str
     retry: bool
-
-
-class ChildStatus(NamedTuple):
-    """One worker process of a node."""
-
-    pid: int
-    core: int
-    state: str
-    rss_bytes: int
-    jobs_done: int
-    restarts: int
-    in_flight: int
-
-
-class Route(NamedTuple):
-    """A language route and the model that serves it."""
-
-    route: str
-    model: str
-
-
-class NodeStatus(NamedTuple):
-    """One node in a STATUS answer."""
-
-    name: str
-    state: str
-    routes: tuple[str, ...]
-    leased: int
-    capacity: int
-    workers: int
-    cpu_percent: float
-    ram_percent: float
-    temperature_c: float
-    throttled: bool
-    chars_per_s: float
-    jobs_done: int
-    seen_s_ago: float
-
-
-class GatewayStatus(NamedTuple):
-    """One gateway in a STATUS answer: what it reported ``seen_s_ago`` seconds ago, and how many answers it is owed."""
-
-    name: str
-    state: str
-    kind: str
-    servers: int
-    latency_ms: float
-    queued: int
-    answered: int
-    failed: int
-    unanswered: int
-    seen_s_ago: float
 
 
 # ---- gateway to broker ----
@@ -198,10 +177,16 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Requeue:
-    """An operator sends dead letters round again: these, or all of them when the list is empty."""
+class Manage:
+    """An operator asks for ``action``. Answered with Managed.
 
-    jobs: tuple[bytes, ...]
+    ``drain``, ``resume`` and ``restart`` are for the node named in ``node``; ``requeue`` and ``purge`` for the dead
+    letters in ``jobs``, or all of them when that is empty.
+    """
+
+    action: str
+    node: str = ""
+    jobs: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +275,37 @@ class Status:
     draining: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Managed:
+    """What became of a Manage: how many nodes or dead letters it reached, or the ``problem`` in words."""
+
+    action: str
+    node: str
+    count: int
+    problem: str
+
+
+# ---- broker to whoever listens ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """The cluster as it is, published once a second. ``jobs`` is a sample of those that ended since the last one."""
+
+    broker: str
+    up_s: float
+    draining: bool
+    health: BrokerHealth
+    counts: Counts
+    latency: tuple[Histogram, ...]  # by lane
+    routes: tuple[Route, ...]
+    nodes: tuple[NodeReport, ...]
+    departed: tuple[Departed, ...]
+    gateways: tuple[GatewayStatus, ...]
+    jobs: tuple[JobReport, ...]
+    dead: tuple[JobReport, ...]  # the latest dead letters
+
+
 # ---- node to broker ----
 
 
@@ -302,6 +318,7 @@ class Register:
     routes: tuple[Route, ...]
     capacity: int
     engine: str
+    about: About = NOTHING_KNOWN
     held: tuple[HeldLease, ...]
 
 
@@ -309,7 +326,7 @@ class Register:
 class Heartbeat:
     """Once a second: renews the leases it lists, and carries the node's health.
 
-    ``temperature_c`` is -300.0 and ``throttled`` False where the board has no sensor.
+    ``temperature_c`` is NO_TEMPERATURE_C and ``throttled`` False where the board has no sensor.
     """
 
     held: tuple[HeldLease, ...]
@@ -382,6 +399,13 @@ class Revoke:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """An operator's ``action`` for this node: drain, resume or restart."""
+
+    action: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reregister:
     """The broker does not know this peer: introduce yourself again."""
 
@@ -400,10 +424,10 @@ class Error:
 
 
 Message = (
-    Hello | Submit | Ack | Cancel | Requeue | Ping | Ask | Report
-    | Accepted | Rejected | Result | Routes | Status
+    Hello | Submit | Ack | Cancel | Manage | Ping | Ask | Report
+    | Accepted | Rejected | Result | Routes | Status | Managed | Telemetry
     | Register | Heartbeat | Done | Failed | Goodbye
-    | Welcome | Lease | Received | Revoke | Reregister | Pong | Error
+    | Welcome | Lease | Received | Revoke | Order | Reregister | Pong | Error
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import random
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -30,16 +31,16 @@ from dolmetsch.messages import (
     Error,
     Hello,
     JobSpec,
+    Manage,
+    Managed,
     Message,
     Ping,
     Pong,
     Refusal,
     Rejected,
     Report,
-    Requeue,
     Reregister,
     Result,
-    Route,
     Routes,
     Status,
     Submit,
@@ -47,11 +48,13 @@ from dolmetsch.messages import (
     batches,
     text_bytes,
 )
+from dolmetsch.reports import Route
 
 RESEND_S: Final = 2.0
 PING_S: Final = 1.0
 ACK_S: Final = 0.05  # acks are gathered this long: nobody waits for them, and each message costs the broker a commit
 DEADLINE_GRACE_S: Final = 2.0  # the broker's own word on a deadline comes first if it can come
+MAX_WISHES: Final = 64  # of an operator that wait for the broker
 MAX_ACKED: Final = 4096  # answers acked lately, so that a late copy is acked again and not taken for a stray
 
 
@@ -101,8 +104,10 @@ class Enquire:
 
 
 @dataclass(frozen=True, slots=True)
-class RequeueDead:
-    """Ask for all dead letters to be sent round again."""
+class Operate:
+    """Ask the broker for what an operator wants; asked once, for the answer may be lost but the deed done."""
+
+    manage: Manage
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class Tick:
     """The end of one turn of the loop."""
 
 
-Event = Post | Have | Withdraw | Enquire | RequeueDead | Tell | FromBroker | Tick
+Event = Post | Have | Withdraw | Enquire | Operate | Tell | FromBroker | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +177,10 @@ class Informed:
 
 
 @dataclass(frozen=True, slots=True)
-class Requeued:
-    """So many dead letters were sent round again (a long list comes in parts)."""
+class Operated:
+    """What became of it."""
 
-    count: int
+    managed: Managed
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +210,7 @@ class Down:
     fatal: bool
 
 
-Effect = Send | Deliver | Refuse | Settled | GiveUp | Informed | Requeued | Reconnect | Up | Offered | Down
+Effect = Send | Deliver | Refuse | Settled | GiveUp | Informed | Operated | Reconnect | Up | Offered | Down
 
 
 class Outbox:
@@ -220,8 +225,7 @@ class Outbox:
         self._acked: dict[bytes, None] = {}
         self._withdrawn: list[bytes] = []
         self._enquiry_at: float | None = None
-        self._requeue = False
-        self._awaits_requeue = False
+        self._wishes: deque[Manage] = deque(maxlen=MAX_WISHES)
         self._edition = 0  # of the routes that were told last
         self._ping_at = now
         self._ack_at: float | None = None
@@ -255,8 +259,8 @@ class Outbox:
                 self._withdraw(job_ids)
             case Enquire():
                 self._enquiry_at = now
-            case RequeueDead():
-                self._requeue = True
+            case Operate(manage):
+                self._wishes.append(manage)
             case Tell(report):
                 if self._link.up:
                     self._effects.append(Send(report))
@@ -321,6 +325,8 @@ class Outbox:
             case Status():
                 self._enquiry_at = None
                 self._effects.append(Informed(message))
+            case Managed():
+                self._effects.append(Operated(message))
             case Error(code="wrong_version" | "full", detail=detail):
                 self._effects.append(Down(detail, True))
             case Error() | Pong():
@@ -343,9 +349,7 @@ class Outbox:
         parcel.phase = _Phase.DELIVERED
 
     def _accepted(self, states: Iterable[tuple[bytes, str]]) -> None:
-        count = 0
         for job_id, state in states:
-            count += 1
             parcel = self._parcels.get(job_id)
             if parcel is None or parcel.phase is _Phase.DELIVERED:
                 continue
@@ -355,9 +359,6 @@ class Outbox:
                 self._effects.append(Settled(job_id))
             else:
                 parcel.phase = _Phase.ACCEPTED
-        if self._awaits_requeue:
-            self._awaits_requeue = False
-            self._effects.append(Requeued(count))
 
     # ---- what time does ----
 
@@ -375,9 +376,8 @@ class Outbox:
         if self._enquiry_at is not None and now >= self._enquiry_at:
             self._enquiry_at = now + RESEND_S
             self._effects.append(Send(Ask()))
-        if self._requeue:
-            self._requeue, self._awaits_requeue = False, True
-            self._effects.append(Send(Requeue(jobs=())))
+        while self._wishes:
+            self._effects.append(Send(self._wishes.popleft()))
         self._send_what_waits(now)
 
     def _look(self, now: float) -> None:

@@ -105,6 +105,7 @@ class Pool:
         self._bulk: OrderedDict[bytes, PoolJob] = OrderedDict()
         self._slots: list[Slot] = []
         self._leaving: list[Child] = []  # told to end, or killed, and not reaped yet
+        self._renewing: list[Child] = []  # to be replaced, one after the other; the first gets no more work
         self._rate = Rate()
         self._now = 0.0  # the last time it was told
         self._ever_ready = False
@@ -213,6 +214,10 @@ class Pool:
                 slot.child.drop(slot.child.hand.keys() & wanted, self._now)
         self._feed(self._now)
 
+    def renew(self) -> None:
+        """Replace each child by a new one, once it has finished what it has in hand."""
+        self._renewing = [slot.child for slot in self._slots if slot.child is not None]
+
     def on_readable(self, fd: int, now: float) -> list[PoolOutcome]:
         """Read what the child behind ``fd`` sent; a descriptor that is gone gives nothing."""
         self._now = now
@@ -242,6 +247,7 @@ class Pool:
             if slot.child is not None:
                 self._watch(slot, slot.child, now, outcomes)
         self._reap(now)
+        self._renew(now)
         self._restart(now, load)
         self._feed(now)
         self._shrink(now, load)
@@ -260,7 +266,8 @@ class Pool:
 
     def _feed(self, now: float) -> None:
         """Hand out the queue, the urgent first, each job to the child with the most room."""
-        children = [child for slot in self._slots if (child := slot.ready) is not None]
+        resting = self._renewing[0] if self._renewing else None
+        children = [child for slot in self._slots if (child := slot.ready) is not None and child is not resting]
         if not children or not (self._urgent or self._bulk):
             return
         given: dict[Child, list[PoolJob]] = {}
@@ -394,6 +401,23 @@ class Pool:
             else:
                 slot.restarts += 1
                 self._spawn(slot, now)
+
+    def _renew(self, now: float) -> None:
+        """End the first of those to be replaced when its hands are empty; the next waits until all are ready again."""
+        while self._renewing:
+            child = self._renewing[0]
+            slot = next((slot for slot in self._slots if slot.child is child), None)
+            if slot is None:  # it has gone meanwhile
+                if any(slot.ready is None for slot in self._slots):
+                    return
+                del self._renewing[0]
+                continue
+            if child.ready_at is not None and not child.hand:
+                child.end(now + END_GRACE_S)
+                self._leaving.append(child)
+                slot.jobs_done += child.jobs_done
+                slot.child, slot.busy_percent, slot.restart_at = None, 0.0, now
+            return
 
     def _shrink(self, now: float, load: Load) -> None:
         """End what is idle above ``min_workers``, the longest idle first."""

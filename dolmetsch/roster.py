@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from dolmetsch.jobs import Job
-from dolmetsch.messages import Heartbeat, NodeStatus
+from dolmetsch.messages import Heartbeat
+from dolmetsch.reports import NO_TEMPERATURE_C, NOTHING_KNOWN, About, NodeReport, NodeStatus, Route
 
 MAX_PEERS: Final = 1024  # nodes, and gateways, each: a LAN has tens
 ASSUMED_CHARS_PER_S: Final = 1000.0  # a Pi core, roughly: until a new node has measured itself
@@ -17,8 +18,9 @@ class Node:
     """A registered node. Credit is never counted up or down: it is capacity minus leases, so it cannot leak."""
 
     def __init__(
-        self, *, peer: bytes, name: str, incarnation: str, routes: Mapping[str, str], capacity: int, now: float
-    ) -> None:
+        self, *, peer: bytes, name: str, incarnation: str, routes: Mapping[str, str], capacity: int, now: float,
+        engine: str = "", about: About = NOTHING_KNOWN,
+    ) -> None:  # fmt: skip
         self.peer = peer
         self.name = name
         self.incarnation = incarnation
@@ -27,6 +29,9 @@ class Node:
         self.leases: dict[bytes, Job] = {}
         self.leased_chars = 0
         self.chars_per_s = ASSUMED_CHARS_PER_S
+        self.engine = engine
+        self.about = about
+        self.joined = now
         self.last_seen = now
         self.draining = False
         self.jobs_done = 0
@@ -51,19 +56,53 @@ class Node:
         if self.leases.pop(job.id, None) is not None:
             self.leased_chars -= job.chars
 
+    @property
+    def state(self) -> str:
+        """In a word."""
+        return "draining" if self.draining else "ready"
+
+    def report(self, now: float) -> NodeReport:
+        """What TELEMETRY says of this node."""
+        beat = self.heartbeat
+        return NodeReport(
+            name=self.name,
+            incarnation=self.incarnation,
+            state=self.state,
+            engine=self.engine,
+            about=self.about,
+            up_s=self.about.up_s + now - self.joined,
+            joined_s_ago=now - self.joined,
+            seen_s_ago=max(0.0, now - self.last_seen),
+            routes=tuple([Route(route, model) for route, model in sorted(self.routes.items())]),
+            capacity=self.capacity,
+            leased=len(self.leases),
+            jobs_done=self.jobs_done,
+            workers=beat.workers if beat else 0,
+            queued=beat.queued if beat else 0,
+            in_flight=beat.in_flight if beat else 0,
+            chars_per_s=beat.chars_per_s if beat else 0.0,
+            cpu_percent=beat.cpu_percent if beat else 0.0,
+            core_percent=beat.core_percent if beat else (),
+            ram_percent=beat.ram_percent if beat else 0.0,
+            ram_used_bytes=beat.ram_used_bytes if beat else 0,
+            temperature_c=beat.temperature_c if beat else NO_TEMPERATURE_C,
+            throttled=beat.throttled if beat else False,
+            children=beat.children if beat else (),
+        )
+
     def status(self, now: float) -> NodeStatus:
         """What STATUS says of this node."""
         beat = self.heartbeat
         return NodeStatus(
             name=self.name,
-            state="draining" if self.draining else "ready",
+            state=self.state,
             routes=tuple(sorted(self.routes)),
             leased=len(self.leases),
             capacity=self.capacity,
             workers=beat.workers if beat else 0,
             cpu_percent=beat.cpu_percent if beat else 0.0,
             ram_percent=beat.ram_percent if beat else 0.0,
-            temperature_c=beat.temperature_c if beat else -300.0,
+            temperature_c=beat.temperature_c if beat else NO_TEMPERATURE_C,
             throttled=beat.throttled if beat else False,
             chars_per_s=self.chars_per_s,
             jobs_done=self.jobs_done,

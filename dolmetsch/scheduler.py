@@ -22,7 +22,6 @@ decision out, and its ``validate`` says what is always true.
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -30,14 +29,17 @@ from typing import Any, Final
 from dolmetsch import admission
 from dolmetsch.books import Books
 from dolmetsch.config import SchedulerConfig
-from dolmetsch.effects import Drain, Effect, Event, FromPeer, PeerGone, Recover, Tick
+from dolmetsch.effects import Beat, Drain, Effect, Event, FromPeer, PeerGone, Publish, Recover, Tick
 from dolmetsch.errors import LocalError
-from dolmetsch.jobs import Job, Outcome, State
+from dolmetsch.jobs import Job, Outcome, State, Times
 from dolmetsch.messages import (
-    BULK,
-    INTERACTIVE,
-    MAX_GATEWAYS,
+    DRAIN,
+    MAX_DETAIL_CHARS,
     MAX_ROUTES,
+    PURGE,
+    REQUEUE,
+    RESTART,
+    RESUME,
     Accepted,
     Ack,
     Answer,
@@ -48,7 +50,6 @@ from dolmetsch.messages import (
     Failed,
     Failure,
     Finished,
-    GatewayStatus,
     Goodbye,
     Heartbeat,
     HeldLease,
@@ -57,8 +58,10 @@ from dolmetsch.messages import (
     JobState,
     Lease,
     LeasedJob,
+    Manage,
+    Managed,
     Message,
-    NodeStatus,
+    Order,
     Ping,
     Pong,
     Received,
@@ -66,11 +69,9 @@ from dolmetsch.messages import (
     Register,
     Rejected,
     Report,
-    Requeue,
     Reregister,
     Result,
     Revoke,
-    Route,
     Routes,
     Status,
     Submit,
@@ -78,13 +79,14 @@ from dolmetsch.messages import (
     batches,
     text_bytes,
 )  # fmt: skip
+from dolmetsch.reports import Route
 from dolmetsch.roster import MAX_PEERS, Gateway, Node
+from dolmetsch.views import Views, offers
 
 CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is seen at most this much late
 GATEWAY_LOST_S: Final = 10.0  # a gateway pings every second; only sending to it depends on this
 RESULT_WINDOW: Final = 2048  # results a gateway may have unacked: far below the socket's high-water mark
 EVICTED: Final = 64  # replaced incarnations remembered, so that two nodes of one name do not fight for ever
-STATUS_NODES_BYTES: Final = 6 * 2**20  # of a STATUS: what else it can hold fits into the 2 MiB that are left
 GIVEN_BACK: Final = "given_back"  # a node's code for a job it did not try: no failure of the job
 
 
@@ -97,19 +99,16 @@ class Scheduler:
         self._started = now
         self.books = Books(config)
         self.draining = False
-        self.bad_frames = 0  # counted by the program that decodes
         self._roster = self.books.roster
+        self._views = Views(self, incarnation, now)
         self._models: dict[str, str] = {}  # routes on offer now
         self._edition = 0  # the number of ...
         self._published = self._models  # ... the latest routes that any gateway was told
         self._known_routes: dict[str, None] = {}  # routes on offer at any time since the start
         self._evicted: deque[tuple[str, str]] = deque(maxlen=EVICTED)
-        self._took_ms: deque[int] = deque(maxlen=512)
-        self._accepted = 0
-        self._rejected = 0
         self._next_check = now
         self._doors: dict[type[Any], Callable[[Gateway, Any, float], None]] = {
-            Submit: self._submit, Ack: self._ack, Cancel: self._cancel, Requeue: self._requeue,
+            Submit: self._submit, Ack: self._ack, Cancel: self._cancel, Manage: self._manage,
             Ping: self._ping, Report: self._report,
         }  # fmt: skip
         self._node_doors: dict[type[Any], Callable[[Node, Any, float], None]] = {
@@ -134,6 +133,8 @@ class Scheduler:
                 self._recover(event, now)
             case Drain():
                 self.draining = True
+            case Beat(health):
+                self.books.effects.append(Publish(self._views.telemetry(health, now)))
             case _:
                 raise LocalError(f"unknown event {event!r}")
         effects, self.books.effects = self.books.effects, []
@@ -149,7 +150,11 @@ class Scheduler:
     @property
     def leased(self) -> int:
         """Jobs that nodes hold now."""
-        return sum(len(node.leases) for node in self._roster.nodes.values()) + len(self.books.orphans)
+        return self.books.leased
+
+    def status(self, now: float) -> Status:
+        """The cluster at a glance."""
+        return self._views.status(now)
 
     def _from_peer(self, peer: bytes, message: Message, now: float) -> None:
         kind = type(message)
@@ -199,8 +204,7 @@ class Scheduler:
         return Routes(edition=self._present_edition(), routes=self._offers())
 
     def _offers(self) -> tuple[Route, ...]:
-        routes = tuple(Route(route, model) for route, model in sorted(self._models.items()))
-        return routes[:MAX_ROUTES]
+        return offers(self._models)
 
     def _present_edition(self) -> int:
         """The number of the routes on offer; a new one only when somebody asks and they are others than before."""
@@ -238,7 +242,7 @@ class Scheduler:
         if accepted and gateway.peer is not None:
             self.books.send(gateway.peer, Accepted(jobs=tuple(accepted)))
         if refused and gateway.peer is not None:
-            self._rejected += len(refused)
+            self.books.tally.rejected += len(refused)
             self.books.send(gateway.peer, Rejected(jobs=tuple(refused)))
 
     def _refusal(self, spec: JobSpec) -> Refusal | None:
@@ -258,10 +262,12 @@ class Scheduler:
         )
 
     def _admit(self, gateway: Gateway, spec: JobSpec, now: float) -> Job:
-        self._accepted += 1
+        self.books.tally.accepted += 1
         job = self.books.admit(gateway, spec, now)
         model = self._models.get(job.route)
-        texts = None if model is None else self.books.cache.get(job.route, model, job.texts)
+        texts = None
+        if model is not None and not job.alternatives:  # the cache knows the best translation only
+            texts = self.books.cache.get(job.route, model, job.texts)
         if texts is None or model is None:
             self.books.lanes.push(job)
         else:
@@ -291,14 +297,37 @@ class Scheduler:
         if settled and gateway.peer is not None:
             self.books.send(gateway.peer, Accepted(jobs=tuple(settled)))
 
-    def _requeue(self, gateway: Gateway, message: Requeue, now: float) -> None:
+    # ---- operators ----
+
+    def _manage(self, gateway: Gateway, message: Manage, now: float) -> None:
+        count, problem = 0, ""
+        if message.action in (DRAIN, RESUME, RESTART):
+            node = self._roster.node_named(message.node)
+            if node is None:
+                problem = f"there is no node called {message.node!r} now"
+            else:
+                self.books.send(node.peer, Order(action=message.action))
+                count = 1
+        elif message.action in (REQUEUE, PURGE):
+            count, problem = self._manage_dead(message, now)
+        else:
+            problem = f"unknown action {message.action!r}"
+        if gateway.peer is not None:
+            answer = Managed(action=message.action, node=message.node, count=count, problem=problem[:MAX_DETAIL_CHARS])
+            self.books.send(gateway.peer, answer)
+
+    def _manage_dead(self, message: Manage, now: float) -> tuple[int, str]:
         wanted = message.jobs or tuple(self.books.dead)
-        jobs = [job for job in map(self.books.dead.get, wanted) if job is not None]
-        for job in jobs:
-            self.books.revive(job, now)
-        for part in batches([JobState(job.id, job.state.value) for job in jobs]) if jobs else [()]:
-            if gateway.peer is not None:
-                self.books.send(gateway.peer, Accepted(jobs=part))
+        jobs = [job for job in map(self.books.dead.get, dict.fromkeys(wanted)) if job is not None]
+        if message.action == REQUEUE:
+            for job in jobs:
+                self.books.revive(job, now)
+            return len(jobs), ""
+        told = [job for job in jobs if job.acked]
+        for job in told:
+            self.books.settle(job, now, "purged by an operator")
+        left = len(jobs) - len(told)
+        return len(told), f"{left} not purged: their gateways have not been told yet" if left else ""
 
     # ---- nodes ----
 
@@ -322,9 +351,10 @@ class Scheduler:
             self._remove_node(before, now, "its node was restarted", keep=kept)
         node = Node(
             peer=peer, name=message.node, incarnation=message.incarnation, capacity=message.capacity, now=now,
-            routes=dict(message.routes),
+            routes=dict(message.routes), engine=message.engine, about=message.about,
         )  # fmt: skip
         self._roster.add_node(node)
+        self.books.chronicle.came(node.name)
         self._offers_changed()
         self.books.send(peer, self._welcome())
         self._present(node, message.held, now)
@@ -364,14 +394,16 @@ class Scheduler:
             job = self.books.jobs.get(item.job_id)
             if job is None or job.outcome is not None:
                 continue  # settled, or another attempt was first
-            if len(item.texts) != len(job.texts):
+            if len(item.texts) != job.wanted:
                 if job.id in node.leases and job.attempt == item.attempt:
                     self.books.gave_up(job, now, "engine_error", "the node sent another number of texts", blame=True)
                 continue
             took_ms = int((now - job.queued_at) * 1000)
-            self._took_ms.append(took_ms)
+            self.books.took_ms.append(took_ms)
             node.jobs_done += 1
-            self.books.cache.put(job.route, item.model, job.texts, item.texts)
+            job.times = Times(item.wait_ms, item.work_ms)
+            if not job.alternatives:
+                self.books.cache.put(job.route, item.model, job.texts, item.texts)
             self.books.finish(job, Outcome(item.texts, "", "", item.model, False, took_ms), now, by=node.name)
 
     def _failed(self, node: Node, message: Failed, now: float) -> None:
@@ -389,7 +421,7 @@ class Scheduler:
         self.books.send(node.peer, Received(jobs=tuple([HeldLease(item[0], item[1]) for item in outcomes])))
 
     def _goodbye(self, node: Node, message: Goodbye, now: float) -> None:
-        self._remove_node(node, now, "its node said goodbye", blame=False)
+        self._remove_node(node, now, "its node said goodbye", blame=False, how="left")
 
     def _peer_gone(self, peer: bytes, now: float) -> None:
         gateway = self._roster.gateway_at(peer)
@@ -399,8 +431,11 @@ class Scheduler:
         if node is not None:
             self._remove_node(node, now, "its node's connection broke")
 
-    def _remove_node(self, node: Node, now: float, why: str, *, blame: bool = True, keep: Iterable[bytes] = ()) -> None:
+    def _remove_node(
+        self, node: Node, now: float, why: str, *, blame: bool = True, keep: Iterable[bytes] = (), how: str = "lost"
+    ) -> None:
         self._roster.remove_node(node)
+        self.books.chronicle.departed(node.name, how, why, now)
         kept = set(keep)
         for job in list(node.leases.values()):
             if job.id in kept:  # the node presents it again in a moment
@@ -498,67 +533,13 @@ class Scheduler:
         for part in batches(answers, weigh=_answer_bytes):
             self.books.send(peer, Result(jobs=part))
 
-    # ---- recovery and views ----
+    # ---- recovery ----
 
     def _recover(self, event: Recover, now: float) -> None:
         for job_id in event.settled:
             self.books.settled.add(job_id)
         for record in event.records:
             self.books.recover(record, now)
-
-    def status(self, now: float) -> Status:
-        """The cluster at a glance."""
-        return Status(
-            routes=self._offers(),
-            nodes=_fitting(node.status(now) for node in self._roster.nodes.values()),
-            gateways=self._gateways(now),
-            queued_interactive=self.books.lanes.count(INTERACTIVE),
-            queued_bulk=self.books.lanes.count(BULK),
-            leased=self.leased,
-            undelivered=sum(len(one.ready) + len(one.sent) for one in self._roster.gateways.values()),
-            dead_letters=len(self.books.dead),
-            cache_hits=self.books.cache.hits,
-            bad_frames=self.bad_frames,
-            median_ms=float(statistics.median(self._took_ms)) if self._took_ms else 0.0,
-            uptime_s=now - self._started,
-            draining=self.draining,
-            accepted=self._accepted,
-            rejected=self._rejected,
-            done=self.books.done,
-            failed=self.books.failed,
-        )
-
-    def _gateways(self, now: float) -> tuple[GatewayStatus, ...]:
-        """Those that reported last, by name."""
-        unanswered = self.books.unanswered()
-        latest = sorted(list(self.books.reports.items())[-MAX_GATEWAYS:])
-        return tuple([
-            GatewayStatus(
-                name=name,
-                state="silent" if self._roster.gateways[name].peer is None else "up",
-                kind=report.kind,
-                servers=report.servers,
-                latency_ms=report.latency_ms,
-                queued=report.queued,
-                answered=report.answered,
-                failed=report.failed,
-                unanswered=unanswered[name],
-                seen_s_ago=max(0.0, now - at),
-            )
-            for name, (report, at) in latest
-        ])  # fmt: skip
-
-
-def _fitting(nodes: Iterable[NodeStatus]) -> tuple[NodeStatus, ...]:
-    """So many of ``nodes``, from the first, that a STATUS with them is no larger than a message may be."""
-    fitting: list[NodeStatus] = []
-    room = STATUS_NODES_BYTES
-    for node in nodes:
-        room -= text_bytes((node.name,)) + text_bytes(node.routes)
-        if room < 0:
-            break
-        fitting.append(node)
-    return tuple(fitting)
 
 
 def _earliest(able: list[Node], job: Job) -> Node:
@@ -571,7 +552,7 @@ def _earliest(able: list[Node], job: Job) -> Node:
 
 
 def _leased_job(job: Job) -> LeasedJob:
-    return LeasedJob(job.id, job.attempt, job.route, job.texts, job.lane, job.failures > 0)
+    return LeasedJob(job.id, job.attempt, job.route, job.texts, job.lane, job.failures > 0, job.alternatives)
 
 
 def _lease_bytes(job: LeasedJob) -> int:

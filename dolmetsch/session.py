@@ -8,7 +8,7 @@ One door, as in the scheduler: ``handle(event, now)`` gives effects. The rules:
 3. An outcome is sent at once (bulk ones of a busy node are gathered for a moment), and again every ``RESEND_S`` until
    the broker says that it has it.
 4. A node that drains takes nothing more, finishes what it holds, says goodbye and leaves; past its time it leaves
-   anyway, and the broker gives the rest to others.
+   anyway, and the broker gives the rest to others. Drained by an operator it stays, until it is told to resume.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Final
 from dolmetsch.errors import LocalError
 from dolmetsch.link import Link
 from dolmetsch.messages import (
+    DRAIN,
     INTERACTIVE,
     MAX_CAPACITY,
-    ChildStatus,
+    RESTART,
+    RESUME,
     Done,
     Error,
     Failed,
@@ -35,16 +37,17 @@ from dolmetsch.messages import (
     Lease,
     LeasedJob,
     Message,
+    Order,
     Pong,
     Received,
     Register,
     Reregister,
     Revoke,
-    Route,
     Welcome,
     batches,
     text_bytes,
 )
+from dolmetsch.reports import NO_TEMPERATURE_C, NOTHING_KNOWN, About, ChildStatus, Route
 
 RESEND_S: Final = 2.0
 PREFETCH_S: Final = 1.0  # work in hand: children never wait for the network, idle nodes are not starved for long
@@ -91,9 +94,12 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Jobs have ended in the pool. Their attempts are the session's business: (id, texts, model) or (id, code, ...)."""
+    """Jobs have ended in the pool. Their attempts are the session's business.
 
-    finished: Sequence[tuple[bytes, tuple[str, ...], str]]
+    ``finished``: (id, texts, model, wait_ms, work_ms); ``failed``: (id, code, detail, retry).
+    """
+
+    finished: Sequence[tuple[bytes, tuple[str, ...], str, int, int]]
     failed: Sequence[tuple[bytes, str, str, bool]]
 
 
@@ -141,6 +147,11 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """Start the children anew, one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
 class Reconnect:
     """The broker is silent: make a new connection."""
 
@@ -160,7 +171,7 @@ class Leave:
     why: str | None
 
 
-Effect = Send | Start | Stop | Reconnect | Joined | Leave
+Effect = Send | Start | Stop | Renew | Reconnect | Joined | Leave
 
 
 def capacity(slots: int, jobs_per_s: float, *, hot: bool) -> int:
@@ -172,13 +183,18 @@ def capacity(slots: int, jobs_per_s: float, *, hot: bool) -> int:
 class Session:
     """What this node holds, what it owes, and whether the broker knows it."""
 
-    def __init__(self, *, name: str, incarnation: str, engine: str, rng: random.Random, now: float) -> None:
+    def __init__(
+        self, *, name: str, incarnation: str, engine: str, rng: random.Random, now: float, about: About = NOTHING_KNOWN
+    ) -> None:
         self._name = name
+        self._about = about  # as of ``now``
+        self._started = now
         self._incarnation = incarnation
         self._engine = engine
         self._link = Link(rng, now)
         self._offer: Offer | None = None
         self._capacity = 0
+        self._health: Health | None = None
         self._held: dict[bytes, int] = {}  # job id -> attempt, until its outcome is received
         self._outcomes: dict[bytes, Finished | Failure] = {}
         self._sent_at: dict[bytes, float] = {}  # outcomes that were sent
@@ -186,6 +202,7 @@ class Session:
         self._urgent: set[bytes] = set()  # held jobs of the interactive lane
         self._send_at: float | None = None  # when gathered outcomes must go
         self._drain_by: float | None = None
+        self._paused = False  # drained by an operator
         self._left = False
         self._resend_at = now + RESEND_S
         self._effects: list[Effect] = []
@@ -251,6 +268,8 @@ class Session:
                 if not self._link.up:
                     self._effects.append(Joined(broker, heartbeat_s))
                 self._link.welcomed()
+            case Order(action=action):
+                self._order(action)
             case Reregister():
                 self._link.unknown(now)
             case Error(code=code, detail=detail) if code in FATAL:
@@ -259,6 +278,14 @@ class Session:
                 pass
             case _:
                 pass  # a kind that no node is sent: of no use, and no harm
+
+    def _order(self, action: str) -> None:
+        if action == RESTART:
+            self._effects.append(Renew())
+        elif action in (DRAIN, RESUME):
+            self._paused = action == DRAIN
+            if self._health is not None:
+                self._beat(self._health)  # the broker learns of it now, not in a second
 
     def _leased(self, jobs: tuple[LeasedJob, ...]) -> None:
         fresh: list[LeasedJob] = []
@@ -294,10 +321,10 @@ class Session:
         self._offer = offer
 
     def _ended(self, event: Ended) -> None:
-        for job_id, texts, model in event.finished:
+        for job_id, texts, model, wait_ms, work_ms in event.finished:
             attempt = self._held.get(job_id)
             if attempt is not None:
-                self._outcomes[job_id] = Finished(job_id, attempt, texts, model)
+                self._outcomes[job_id] = Finished(job_id, attempt, texts, model, wait_ms, work_ms)
                 self._unsent.append(job_id)
         for job_id, code, detail, retry in event.failed:
             attempt = self._held.get(job_id)
@@ -306,8 +333,9 @@ class Session:
                 self._unsent.append(job_id)
 
     def _beat(self, health: Health) -> None:
+        self._health = health
         hot = health.throttled or (health.temperature_c or 0.0) >= HOT_C
-        draining = self._drain_by is not None
+        draining = self._paused or self._drain_by is not None
         self._capacity = 0 if draining else capacity(health.slots, health.jobs_per_s, hot=hot)
         if not self._link.up:
             return
@@ -323,7 +351,7 @@ class Session:
             core_percent=health.core_percent,
             ram_percent=health.ram_percent,
             ram_used_bytes=health.ram_used_bytes,
-            temperature_c=-300.0 if health.temperature_c is None else health.temperature_c,
+            temperature_c=NO_TEMPERATURE_C if health.temperature_c is None else health.temperature_c,
             throttled=health.throttled,
             children=health.children,
         )
@@ -340,13 +368,13 @@ class Session:
         if self._link.silent(now):
             self._effects.append(Reconnect())
         if self._link.introduce(now):
-            self._register(self._offer)
+            self._register(self._offer, now)
         if self._link.up:
             self._send_outcomes(now)
         if self._drain_by is not None and (now >= self._drain_by or not self._held):
             self._leave(None)
 
-    def _register(self, offer: Offer) -> None:
+    def _register(self, offer: Offer, now: float) -> None:
         self._sent_at.clear()  # the broker may have missed them
         self._unsent = list(self._outcomes)
         register = Register(
@@ -355,6 +383,7 @@ class Session:
             routes=offer.routes,
             capacity=self._capacity,
             engine=self._engine,
+            about=self._about._replace(up_s=self._about.up_s + now - self._started),
             held=self._leases(),
         )
         self._effects.append(Send(register))

@@ -21,6 +21,8 @@ from dolmetsch.messages import (
     BULK,
     INTERACTIVE,
     JOB_ID_BYTES,
+    LANES,
+    MAX_ALTERNATIVES,
     MAX_CAPACITY,
     MAX_CORES,
     MAX_DEADLINE_S,
@@ -32,21 +34,20 @@ from dolmetsch.messages import (
     MAX_NAME_CHARS,
     MAX_NODES,
     MAX_REPLY_TO_BYTES,
+    MAX_REPORTED,
     MAX_ROUTES,
+    MAX_STORY,
     MAX_TEXTS,
-    NO_LATENCY_MS,
     Accepted,
     Ack,
     Answer,
     Ask,
     Cancel,
-    ChildStatus,
     Done,
     Error,
     Failed,
     Failure,
     Finished,
-    GatewayStatus,
     Goodbye,
     Heartbeat,
     HeldLease,
@@ -55,8 +56,10 @@ from dolmetsch.messages import (
     JobState,
     Lease,
     LeasedJob,
+    Manage,
+    Managed,
     Message,
-    NodeStatus,
+    Order,
     Ping,
     Pong,
     Received,
@@ -64,15 +67,31 @@ from dolmetsch.messages import (
     Register,
     Rejected,
     Report,
-    Requeue,
     Reregister,
     Result,
     Revoke,
-    Route,
     Routes,
     Status,
     Submit,
+    Telemetry,
     Welcome,
+)
+from dolmetsch.reports import (
+    LATENCY_MS,
+    NO_LATENCY_MS,
+    NO_TEMPERATURE_C,
+    About,
+    BrokerHealth,
+    ChildStatus,
+    Counts,
+    Departed,
+    GatewayStatus,
+    Histogram,
+    JobReport,
+    NodeReport,
+    NodeStatus,
+    Route,
+    StoryLine,
 )
 
 PROTOCOL: Final = b"dolm1"
@@ -193,6 +212,18 @@ def _record(kind: type[tuple[Any, ...]], *checks: Check) -> Check:
     return check
 
 
+def _nested(kind: type[tuple[Any, ...]], *checks: Check) -> Check:
+    """A record with records in it. Apart from ``_record``, which need not put its entries together again."""
+
+    def check(column: Column, what: str) -> Column:
+        if not _only(column, tuple) or set(map(len, column)) - {len(checks)}:
+            raise _bad(what, f"every entry must be a list of {len(checks)} values")
+        columns = [one(values, what) for one, values in zip(checks, zip(*column, strict=True), strict=False)]
+        return [kind(*entry) for entry in zip(*columns, strict=True)]
+
+    return check
+
+
 _count = _integer(0, 2**53)
 _attempt = _integer(0, 1_000_000)
 _percent = _number(0, 100_000)  # psutil may report a little over 100; only absurd values are refused
@@ -205,24 +236,46 @@ _reply_to = _blob(MAX_REPLY_TO_BYTES)
 _seconds = _number(0, 1e9)
 _latency = _number(NO_LATENCY_MS, 1e9)
 
-_spec = _record(JobSpec, _job_id, _name, _texts, _lane, _tenant, _number(0, MAX_DEADLINE_S), _reply_to)
+_alternatives = _integer(0, MAX_ALTERNATIVES)
+_celsius = _number(NO_TEMPERATURE_C, 1000)
+_line = _string(MAX_DETAIL_CHARS)
+
+_spec = _record(
+    JobSpec, _job_id, _name, _texts, _lane, _tenant, _number(0, MAX_DEADLINE_S), _reply_to, _alternatives, _count,
+)  # fmt: skip
 _state = _record(JobState, _job_id, _code)
 _refusal = _record(Refusal, _job_id, _code, _detail, _seconds)
 _answer = _record(Answer, _job_id, _texts_or_nil, _code, _detail, _model, _attempt, _boolean, _count, _reply_to)
-_leased = _record(LeasedJob, _job_id, _attempt, _name, _texts, _lane, _boolean)
+_leased = _record(LeasedJob, _job_id, _attempt, _name, _texts, _lane, _boolean, _alternatives)
 _held = _record(HeldLease, _job_id, _attempt)
-_finished = _record(Finished, _job_id, _attempt, _texts, _model)
+_finished = _record(Finished, _job_id, _attempt, _texts, _model, _count, _count)
 _failure = _record(Failure, _job_id, _attempt, _code, _detail, _boolean)
 _child = _record(ChildStatus, _count, _integer(-1, 1 << 16), _code, _count, _count, _count, _count)
 _route = _record(Route, _name, _model)
 _node = _record(
     NodeStatus, _name, _code, _many(_name, MAX_ROUTES), _count, _count, _count, _percent, _percent,
-    _number(-300, 1000), _boolean, _seconds, _count, _seconds,
+    _celsius, _boolean, _seconds, _count, _seconds,
 )  # fmt: skip
 
 _gateway = _record(
     GatewayStatus, _name, _code, _name, _count, _latency, _count, _count, _count, _count, _seconds,
 )  # fmt: skip
+
+_about = _record(About, _line, _line, _line, _line, _count, _count, _seconds)
+_node_report = _nested(
+    NodeReport, _name, _name, _code, _code, _about, _seconds, _seconds, _seconds, _many(_route, MAX_ROUTES), _count,
+    _count, _count, _count, _count, _count, _seconds, _percent, _many(_percent, MAX_CORES), _percent, _count, _celsius,
+    _boolean, _many(_child, MAX_CORES),
+)  # fmt: skip
+_departed = _record(Departed, _name, _code, _line, _seconds)
+_story = _many(_record(StoryLine, _count, _line), MAX_STORY)
+_job_report = _nested(
+    JobReport, _job_id, _code, _name, _lane, _name, _count, _tenant, _model, _attempt, _boolean, _code, _detail,
+    _seconds, _count, _count, _count, _count, _count, _count, _story,
+)  # fmt: skip
+_histogram = _record(Histogram, _many(_count, len(LATENCY_MS) + 1), _count)
+_health = _record(BrokerHealth, _line, _line, _count, _percent, _count, _count, _count)
+_counts = _record(Counts, *[_count] * len(Counts._fields))
 
 _ids = _many(_job_id, MAX_JOBS)
 _leases = _many(_held, MAX_JOBS)
@@ -234,7 +287,7 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
     b"SUBMIT": (Submit, {"jobs": _many(_spec, MAX_JOBS)}),
     b"ACK": (Ack, {"jobs": _ids}),
     b"CANCEL": (Cancel, {"jobs": _ids}),
-    b"REQUEUE": (Requeue, {"jobs": _ids}),
+    b"MANAGE": (Manage, {"action": _code, "node": _tenant, "jobs": _ids}),
     b"PING": (Ping, {"edition": _count}),
     b"ASK": (Ask, {}),
     b"REPORT": (
@@ -258,11 +311,21 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
             "draining": _boolean,
         },
     ),
+    b"MANAGED": (Managed, {"action": _code, "node": _tenant, "count": _count, "problem": _detail}),
+    b"TELEMETRY": (
+        Telemetry,
+        {
+            "broker": _name, "up_s": _seconds, "draining": _boolean, "health": _health, "counts": _counts,
+            "latency": _many(_histogram, len(LANES)), "routes": _routes, "nodes": _many(_node_report, MAX_NODES),
+            "departed": _many(_departed, MAX_REPORTED), "gateways": _many(_gateway, MAX_GATEWAYS),
+            "jobs": _many(_job_report, MAX_REPORTED), "dead": _many(_job_report, MAX_REPORTED),
+        },
+    ),
     b"REGISTER": (
         Register,
         {
             "node": _name, "incarnation": _name, "routes": _routes, "capacity": _capacity, "engine": _code,
-            "held": _many(_held, MAX_HELD),
+            "about": _about, "held": _many(_held, MAX_HELD),
         },
     ),
     b"HEARTBEAT": (
@@ -271,7 +334,7 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
             "held": _many(_held, MAX_HELD), "capacity": _capacity, "draining": _boolean, "workers": _count,
             "queued": _count, "in_flight": _count, "chars_per_s": _seconds, "cpu_percent": _percent,
             "core_percent": _many(_percent, MAX_CORES), "ram_percent": _percent, "ram_used_bytes": _count,
-            "temperature_c": _number(-300, 1000), "throttled": _boolean,
+            "temperature_c": _celsius, "throttled": _boolean,
             "children": _many(_child, MAX_CORES),
         },
     ),
@@ -284,6 +347,7 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
     b"LEASE": (Lease, {"jobs": _many(_leased, MAX_JOBS)}),
     b"RECEIVED": (Received, {"jobs": _leases}),
     b"REVOKE": (Revoke, {"jobs": _leases}),
+    b"ORDER": (Order, {"action": _code}),
     b"REREGISTER": (Reregister, {}),
     b"PONG": (Pong, {}),
     b"ERROR": (Error, {"code": _code, "detail": _detail}),

@@ -2,7 +2,7 @@
 
 The two talk in msgpack arrays. Parent to child:
 
-* ``["jobs", [[key, route, [text, ...], urgent, alone], ...]]``
+* ``["jobs", [[key, route, [text, ...], urgent, alone, alternatives], ...]]``
 * ``["drop", [key, ...]]``: forget these
 * end of file: end now
 
@@ -35,6 +35,7 @@ import msgspec
 from dolmetsch import logs
 from dolmetsch.config import EngineConfig
 from dolmetsch.errors import ConfigError, DolmetschError, RemoteError
+from dolmetsch.messages import MAX_ALTERNATIVES
 
 if TYPE_CHECKING:
     from dolmetsch.engine import Batch, Engine, Outcome
@@ -122,12 +123,12 @@ class Worker:
 
     def _submit(self, job: Any) -> None:
         match job:
-            case [bytes(key), str(route), [*texts], bool(urgent), bool(alone)] if all(
-                type(text) is str for text in texts
+            case [bytes(key), str(route), [*texts], bool(urgent), bool(alone), int(alternatives)] if (
+                0 <= alternatives <= MAX_ALTERNATIVES and all(type(text) is str for text in texts)
             ):
-                self._engine.submit(key, route, texts, urgent=urgent, alone=alone)
+                self._engine.submit(key, route, texts, urgent=urgent, alone=alone, alternatives=alternatives)
             case _:
-                raise _nonsense("a job is not [key, route, texts, urgent, alone]")
+                raise _nonsense("a job is not [key, route, texts, urgent, alone, alternatives]")
 
     def _send(self, message: list[Any]) -> None:
         self._sock.sendall(self._packer.pack(message))

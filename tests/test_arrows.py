@@ -9,8 +9,9 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 PURE = {
-    "admission", "backoff", "books", "cache", "effects", "errors", "flags", "jobs", "lanes", "link", "messages",
-    "outbox", "replies", "roster", "scheduler", "sentences", "spans", "segment", "session", "settled", "timers",
+    "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "jobs", "lanes", "link",
+    "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment", "sentences", "session", "settled",
+    "spans", "timers", "views",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
@@ -19,13 +20,13 @@ IMPURE = {
 }  # fmt: skip
 # Each room imports only rooms further left (or beside it, where that is said).
 LAYERS = (
-    {"errors", "bootstrap", "logs", "lifecycle"},
+    {"errors", "bootstrap", "logs", "lifecycle", "reports"},
     {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
      "cache", "link", "replybook"},
     {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners"},
-    {"flags", "effects", "lanes", "roster", "tokenizer", "transport", "segment"},
+    {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment"},
     {"books", "session", "outbox", "ledger", "decoder", "backlog", "child"},
-    {"scheduler", "client", "pool", "engine"},
+    {"scheduler", "views", "client", "pool", "engine"},
     {"lines", "worker", "postbox"},
     {"correspondence"},
     {"slash"},

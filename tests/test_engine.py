@@ -189,9 +189,9 @@ def test_equal_sentences_of_a_batch_are_decoded_once(engine: ArgosEngine, monkey
     decoded: list[int] = []
     real = decoder_module.Decoder.translate
 
-    def spy(self: object, package: Package, rows: list[tuple[str, ...]], again: bool) -> object:
+    def spy(self: object, package: Package, rows: list[tuple[str, ...]], *how: object) -> object:
         decoded.append(len(rows))
-        return real(self, package, rows, again)  # type: ignore[arg-type]
+        return real(self, package, rows, *how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoder_module.Decoder, "translate", spy)
     assert len(set(translate(engine, *[SHORT] * 10))) == 1

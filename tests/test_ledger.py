@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from dolmetsch.effects import Op, Persist, Record
@@ -43,7 +44,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
 
 
 def insert(seq: int, text: str = "Grüß Gott 🍕") -> Persist:
-    row = (seq, key(seq), "g", "t", 1, "de→en", (text, "zwei"), b"reply", NOW + 60, NOW)
+    row = (seq, key(seq), "g", "t", 1, "de→en", (text, "zwei"), b"reply", NOW + 60, NOW, seq % 3)
     return Persist(Op.INSERT, row)
 
 
@@ -51,7 +52,7 @@ def record(seq: int, **changes: object) -> Record:
     fields: dict[str, object] = {
         "seq": seq, "job_id": key(seq), "gateway": "g", "tenant": "t", "lane": 1, "route": "de→en",
         "texts": ("Grüß Gott 🍕", "zwei"), "reply_to": b"reply", "deadline": NOW + 60, "state": "queued", "attempt": 0,
-        "failures": 0, "outcome": None,
+        "failures": 0, "outcome": None, "alternatives": seq % 3,
     }  # fmt: skip
     return Record(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -217,3 +218,33 @@ def test_a_kill_leaves_all_that_was_committed_and_nothing_half(tmp_path: Path) -
     ledger = SqliteLedger(path)
     assert [one.seq for one in ledger.load(NOW).records] == list(range(1, 101))
     ledger.close()
+
+
+def test_a_ledger_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    db = sqlite3.connect(path)
+    db.executescript(
+        """
+        CREATE TABLE job (
+            seq INTEGER PRIMARY KEY, job_id BLOB NOT NULL, gateway TEXT NOT NULL, tenant TEXT NOT NULL,
+            lane INTEGER NOT NULL, route TEXT NOT NULL, texts BLOB, reply_to BLOB NOT NULL, deadline REAL NOT NULL,
+            deadline_s REAL NOT NULL, state TEXT NOT NULL DEFAULT 'queued', attempt INTEGER NOT NULL DEFAULT 0,
+            failures INTEGER NOT NULL DEFAULT 0, node TEXT, outcome BLOB  -- as it was
+        );
+        CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL);
+        CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+        PRAGMA user_version = 1;
+        """
+    )
+    texts = msgpack.packb([text.encode() for text in record(3).texts])
+    db.execute(
+        "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s)"
+        " VALUES (3, ?, 'g', 't', 1, 'de→en', ?, ?, 0, 60)",
+        (key(3), texts, b"reply"),
+    )
+    db.commit()
+    db.close()
+    for _ in range(2):
+        ledger = SqliteLedger(path)
+        assert ledger.load(NOW).records == [record(3)]
+        ledger.close()

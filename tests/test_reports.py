@@ -13,7 +13,8 @@ import zmq
 
 from bench.cluster import Cluster, command
 from dolmetsch.client import Client
-from dolmetsch.messages import NO_LATENCY_MS, GatewayStatus, Goodbye, Message, Register, Route, Welcome
+from dolmetsch.messages import Goodbye, Message, Register, Welcome
+from dolmetsch.reports import NO_LATENCY_MS, GatewayStatus, Route
 from dolmetsch.wire import decode, encode
 
 NEW = "fr→en"

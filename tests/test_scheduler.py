@@ -12,6 +12,7 @@ from dolmetsch.effects import Drain, Effect, FromPeer, Op, PeerGone, Persist, Re
 from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, State
 from dolmetsch.ledger import MemoryLedger
+from dolmetsch.reports import NO_LATENCY_MS, GatewayStatus
 from dolmetsch.scheduler import Scheduler
 from dolmetsch.wire import decode, encode
 
@@ -270,8 +271,9 @@ def test_failures_are_retried_then_buried_and_can_be_requeued(cluster: Cluster) 
     assert (answer.texts, answer.code, answer.attempts) == (None, "child_crashed", 3)
     cluster.say(G, m.Ack(jobs=(key(1),)))
     assert cluster.state(1) is State.DEAD
-    sends = cluster.say(G, m.Requeue(jobs=()))
-    assert sent(sends, m.Accepted) == [m.JobState(key(1), "queued")]
+    sends = cluster.say(G, m.Manage(action=m.REQUEUE))
+    (managed,) = sent(sends, m.Managed)
+    assert (managed.action, managed.count, managed.problem) == (m.REQUEUE, 1, "")
     assert [one.attempt for one in sent(sends, m.Lease)] == [4]
 
 
@@ -281,7 +283,7 @@ def test_a_dead_letter_can_be_requeued_after_a_restart(cluster: Cluster) -> None
     again = cluster.restart()
     again.gateway()
     again.now += 100
-    again.say(G, m.Requeue(jobs=()))
+    again.say(G, m.Manage(action=m.REQUEUE))
     again.tick(1)
     assert again.state(1) is State.QUEUED
     assert [one.job_id for one in sent(again.node(), m.Lease)] == [key(1)]
@@ -549,7 +551,7 @@ def report(**changes: object) -> m.Report:
     return m.Report(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def reported(cluster: Cluster) -> list[m.GatewayStatus]:
+def reported(cluster: Cluster) -> list[GatewayStatus]:
     return list(cluster.scheduler.status(cluster.now).gateways)
 
 
@@ -557,9 +559,9 @@ def test_a_report_stands_in_the_status_until_the_next(cluster: Cluster) -> None:
     assert reported(cluster) == []
     assert cluster.say(G, report()) == []
     cluster.tick(0.5)
-    assert reported(cluster) == [m.GatewayStatus("g", "up", "discord", 2, 48.5, 1, 20, 3, 0, 0.5)]
-    cluster.say(G, report(latency_ms=m.NO_LATENCY_MS, answered=21))
-    assert reported(cluster) == [m.GatewayStatus("g", "up", "discord", 2, m.NO_LATENCY_MS, 1, 21, 3, 0, 0.0)]
+    assert reported(cluster) == [GatewayStatus("g", "up", "discord", 2, 48.5, 1, 20, 3, 0, 0.5)]
+    cluster.say(G, report(latency_ms=NO_LATENCY_MS, answered=21))
+    assert reported(cluster) == [GatewayStatus("g", "up", "discord", 2, NO_LATENCY_MS, 1, 21, 3, 0, 0.0)]
 
 
 def test_a_report_counts_the_jobs_whose_answer_is_not_acked(cluster: Cluster) -> None:

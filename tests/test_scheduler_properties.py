@@ -8,9 +8,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dolmetsch import messages as m
 from dolmetsch.config import SchedulerConfig
-from dolmetsch.effects import Drain, FromPeer, PeerGone, Persist, Send, Tick
+from dolmetsch.effects import Beat, Drain, FromPeer, PeerGone, Persist, Publish, Send, Tick
 from dolmetsch.ledger import MemoryLedger
+from dolmetsch.reports import BrokerHealth
 from dolmetsch.scheduler import Scheduler
+from dolmetsch.wire import decode, encode
 from tests.test_scheduler import key
 
 NODES = [b"n1", b"n2", b"n3"]
@@ -18,8 +20,14 @@ GATEWAYS = {b"g1": "one", b"g1b": "one", b"g2": "two"}
 ROUTES = ["de→en", "fr→en"]
 CONFIG = SchedulerConfig(max_jobs=40, max_dead=3, max_settled=500, max_failures=2, max_attempts=4, bulk_age_s=2.0)
 
+HEALTH = BrokerHealth("host", "0", 1, 0.0, 0, 0, 0)
+
 nodes = st.sampled_from(NODES)
 gateways = st.sampled_from(sorted(GATEWAYS))
+
+
+def _finished(one: m.LeasedJob) -> m.Finished:
+    return m.Finished(one.job_id, one.attempt, one.texts * (1 + one.alternatives), "v1", 3, 40)
 
 
 class Machine(RuleBasedStateMachine):
@@ -97,14 +105,16 @@ class Machine(RuleBasedStateMachine):
     @rule(
         peer=gateways, count=st.integers(1, 8), lane=st.integers(0, 1), tenant=st.sampled_from("abc"),
         route=st.sampled_from([*ROUTES, "xx→yy"]), size=st.sampled_from([1, 30, 700]),
-        deadline_s=st.sampled_from([1.0, 30.0]),
+        deadline_s=st.sampled_from([1.0, 30.0]), more=st.sampled_from([0, 0, 0, 2]),
     )  # fmt: skip
-    def submit(self, peer: bytes, count: int, lane: int, tenant: str, route: str, size: int, deadline_s: float) -> None:
+    def submit(
+        self, peer: bytes, count: int, lane: int, tenant: str, route: str, size: int, deadline_s: float, more: int
+    ) -> None:
         specs = []
         for _ in range(count):
             self.next_job += 1
             text = f"{self.next_job % 7}" * size  # texts repeat, so that the cache is in play
-            specs.append(m.JobSpec(key(self.next_job), route, (text,), lane, tenant, deadline_s, b""))
+            specs.append(m.JobSpec(key(self.next_job), route, (text,), lane, tenant, deadline_s, b"", more))
         self.say(peer, m.Submit(jobs=tuple(specs)))
 
     @rule(peer=gateways, data=st.data())
@@ -128,7 +138,21 @@ class Machine(RuleBasedStateMachine):
     @rule(peer=gateways)
     def requeue(self, peer: bytes) -> None:
         self.answered = {job_id: texts for job_id, texts in self.answered.items() if texts is not None}
-        self.say(peer, m.Requeue(jobs=()))
+        self.say(peer, m.Manage(action=m.REQUEUE))
+
+    @rule(peer=gateways)
+    def purge(self, peer: bytes) -> None:
+        self.say(peer, m.Manage(action=m.PURGE))
+
+    @rule(peer=gateways, action=st.sampled_from([m.DRAIN, m.RESUME, m.RESTART, "dance"]), node=nodes)
+    def manage(self, peer: bytes, action: str, node: bytes) -> None:
+        self.say(peer, m.Manage(action=action, node=node.decode()))
+
+    @rule()
+    def publish(self) -> None:
+        (told,) = self.scheduler.handle(Beat(HEALTH), self.now)
+        assert isinstance(told, Publish)
+        assert decode(encode(told.message)) == told.message
 
     @rule(
         peer=nodes, routes=st.lists(st.sampled_from(ROUTES), min_size=1, unique=True), capacity=st.integers(0, 5),
@@ -163,7 +187,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(peer=nodes, data=st.data(), twice=st.booleans())
     def done(self, peer: bytes, data: st.DataObject, twice: bool) -> None:
-        self._end_some(peer, data, twice, lambda one: m.Finished(one.job_id, one.attempt, one.texts, "v1"))
+        self._end_some(peer, data, twice, _finished)
 
     @rule(peer=nodes, data=st.data())
     def done_with_the_wrong_number_of_texts(self, peer: bytes, data: st.DataObject) -> None:
@@ -248,7 +272,7 @@ class Machine(RuleBasedStateMachine):
                     m.Register(node=name, incarnation="9", routes=offered, capacity=9, engine="echo", held=()),
                 )
             self.tick(0.3)
-            items = tuple(m.Finished(one.job_id, one.attempt, one.texts, "v1") for one in self.held[worker].values())
+            items = tuple(map(_finished, self.held[worker].values()))
             self.held[worker].clear()
             self.say(worker, m.Done(jobs=items))
             self.tick(0.0)

@@ -56,7 +56,7 @@ class Node:
         return self.handle(se.Tick(), after_s)
 
     def finish(self, number: int) -> list[se.Effect]:
-        return self.handle(se.Ended([(key(number), ("Hello",), "v1")], []))
+        return self.handle(se.Ended([(key(number), ("Hello",), "v1", 12, 34)], []))
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_leases_start_once(node: Node) -> None:
 def test_outcomes_are_sent_until_received(node: Node) -> None:
     node.hear(m.Lease(jobs=(lease(1), lease(2))))
     (done,) = of(node.finish(1), m.Done)
-    assert done.jobs == (m.Finished(key(1), 1, ("Hello",), "v1"),)
+    assert done.jobs == (m.Finished(key(1), 1, ("Hello",), "v1", 12, 34),)
     (failed,) = of(node.handle(se.Ended([], [(key(2), "child_crashed", "signal 9", True)])), m.Failed)
     assert failed.jobs == (m.Failure(key(2), 1, "child_crashed", "signal 9", True),)
     node.hear(m.Pong(), 1.0)

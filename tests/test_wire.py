@@ -11,18 +11,8 @@ from hypothesis import strategies as st
 
 from dolmetsch import messages
 from dolmetsch.errors import LocalError, RemoteError
-from dolmetsch.messages import (
-    NO_LATENCY_MS,
-    Accepted,
-    Ack,
-    Hello,
-    JobSpec,
-    JobState,
-    Ping,
-    Report,
-    Submit,
-    batches,
-)
+from dolmetsch.messages import Accepted, Ack, Hello, JobSpec, JobState, Ping, Report, Submit, batches
+from dolmetsch.reports import NO_LATENCY_MS
 from dolmetsch.wire import _SCHEMA, PROTOCOL, decode, encode
 from tests.examples import every_message
 
@@ -31,7 +21,7 @@ ID = bytes(range(16))
 
 @pytest.mark.parametrize("message", every_message(), ids=lambda one: type(one).__name__)
 def test_decode_is_the_inverse_of_encode(message: messages.Message) -> None:
-    assert decode(encode(message)) == message
+    assert repr(decode(encode(message))) == repr(message)  # equal tuples need not be the same records
 
 
 def test_there_is_an_example_of_every_kind() -> None:
@@ -40,6 +30,7 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 def _submit(**changes: object) -> list[bytes]:
     spec = {"id": ID, "route": "de→en", "texts": ["x"], "lane": 0, "tenant": "", "deadline": 1.0, "reply_to": b""}
+    spec |= {"alternatives": 0, "waited_ms": 0}
     spec.update(changes)
     return [PROTOCOL, b"SUBMIT", msgpack.packb({"jobs": [list(spec.values())]})]
 
@@ -85,6 +76,9 @@ def _report(**changes: object) -> list[bytes]:
         _submit(route=""),
         _submit(route="de\nen"),
         _submit(reply_to=bytes(messages.MAX_REPLY_TO_BYTES + 1)),
+        _submit(alternatives=messages.MAX_ALTERNATIVES + 1),
+        _submit(alternatives=False),
+        _submit(waited_ms=-1),
         _report(kind=""),
         _report(kind="two\nlines"),
         _report(servers=-1),
@@ -156,7 +150,7 @@ def test_arbitrary_values_in_the_right_fields_raise_remote_error_only(data: st.D
         message = decode([PROTOCOL, kind, msgpack.packb(body)])
     except RemoteError:
         return
-    assert decode(encode(message)) == message
+    assert repr(decode(encode(message))) == repr(message)  # equal tuples need not be the same records
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)

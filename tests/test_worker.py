@@ -40,7 +40,7 @@ class Parent:
         self.sock.sendall(msgpack.packb(list(message)))
 
     def jobs(self, *jobs: tuple[bytes, list[str]], alone: bool = False) -> None:
-        self.send("jobs", [[key, ROUTE, texts, False, alone] for key, texts in jobs])
+        self.send("jobs", [[key, ROUTE, texts, False, alone, 0] for key, texts in jobs])
 
     def receive(self) -> list[Any]:
         for message in self._unpacker:
@@ -126,7 +126,7 @@ def test_jobs_are_translated_on_the_given_core(argos: Parent) -> None:
 
 
 def test_begin_names_the_jobs_of_its_batch(argos: Parent) -> None:
-    argos.send("jobs", [[b"s", ROUTE, ["Hallo."], False, True], [b"n", ROUTE, ["Hallo."], False, False]])
+    argos.send("jobs", [[b"s", ROUTE, ["Hallo."], False, True, 0], [b"n", ROUTE, ["Hallo."], False, False, 0]])
     assert argos.receive() == ["begin", [b"s"]]
     assert argos.receive()[0] == "done"
     assert argos.receive() == ["begin", [b"n"]]
@@ -134,14 +134,14 @@ def test_begin_names_the_jobs_of_its_batch(argos: Parent) -> None:
 
 
 def test_a_failed_job_is_answered_with_a_code(argos: Parent) -> None:
-    argos.send("jobs", [[b"1", "tlh→en", ["nuqneH"], False, False]])
+    argos.send("jobs", [[b"1", "tlh→en", ["nuqneH"], False, False, 0]])
     texts, model, code, detail = argos.finish(b"1")[b"1"]
     assert (texts, model, code) == (None, "", "no_route")
     assert "tlh→en" in detail
 
 
 def test_dropped_jobs_are_not_answered(echo: Parent) -> None:
-    job = [b"1", ROUTE, ["a"], False, False]
+    job = [b"1", ROUTE, ["a"], False, False, 0]
     packed = [["jobs", [job, [b"2", *job[1:]]]], ["drop", [b"1", b"unknown"]], ["jobs", [[b"3", *job[1:]]]]]
     echo.sock.sendall(b"".join([msgpack.packb(message) for message in packed]))
     assert list(echo.finish(b"3")) == [b"2", b"3"]
@@ -164,13 +164,15 @@ def test_every_job_of_many_comes_back_once(echo: Parent) -> None:
         b"\xc1",
         msgpack.packb("hello"),
         msgpack.packb(["dance", []]),
-        msgpack.packb(["jobs", [[b"1", ROUTE, "text", False, False]]]),
-        msgpack.packb(["jobs", [[b"1", ROUTE, [1], False, False]]]),
-        msgpack.packb(["jobs", [["1", ROUTE, [], False, False]]]),
+        msgpack.packb(["jobs", [[b"1", ROUTE, "text", False, False, 0]]]),
+        msgpack.packb(["jobs", [[b"1", ROUTE, [1], False, False, 0]]]),
+        msgpack.packb(["jobs", [["1", ROUTE, [], False, False, 0]]]),
+        msgpack.packb(["jobs", [[b"1", ROUTE, [], False, False, -1]]]),
+        msgpack.packb(["jobs", [[b"1", ROUTE, [], False, False, 1000]]]),
         msgpack.packb(["drop", [[]]]),
         msgpack.packb(["jobs", msgpack.ExtType(1, b"")]),
         msgpack.packb(["jobs", msgpack.Timestamp(1)]),
-        msgpack.packb(["jobs", [[b"1", b"\xff", [], False, False]]]),
+        msgpack.packb(["jobs", [[b"1", b"\xff", [], False, False, 0]]]),
     ],
 )
 def test_nonsense_ends_the_child_with_one_line(echo: Parent, garbage: bytes) -> None:
@@ -192,8 +194,8 @@ class BrokenEngine(EchoEngine):
 def test_an_error_in_a_batch_costs_its_jobs_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.sendall(msgpack.packb(["jobs", [[b"bad", ROUTE, ["a"], True, False]]]))
-        ours.sendall(msgpack.packb(["jobs", [[b"good", ROUTE, ["a"], False, False]]]))
+        ours.sendall(msgpack.packb(["jobs", [[b"bad", ROUTE, ["a"], True, False, 0]]]))
+        ours.sendall(msgpack.packb(["jobs", [[b"good", ROUTE, ["a"], False, False, 0]]]))
         worker = Worker(theirs, BrokenEngine([ROUTE]))
         assert worker._receive()
         for _ in range(2):
@@ -236,7 +238,7 @@ def test_a_bug_ends_the_child_without_a_word_of_the_text(start: Start) -> None:
 def test_a_parent_that_does_not_read_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.sendall(msgpack.packb(["jobs", [[b"%d" % n, ROUTE, ["a" * 20_000], False, False] for n in range(5)]]))
+        ours.sendall(msgpack.packb(["jobs", [[b"%d" % n, ROUTE, ["a" * 20_000], False, False, 0] for n in range(5)]]))
         theirs.settimeout(0.1)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with pytest.raises(TimeoutError):
