@@ -273,6 +273,7 @@ class Correspondence:
         """Look at the message; translate it if the reply does not show what it says."""
         key, look = entry.key, entry.key in self._look
         self._look.discard(key)
+        started = time.monotonic()
         try:
             found = await self._postbox.find(entry, flagged=look)
         except BaseException:
@@ -289,11 +290,10 @@ class Correspondence:
             elif not found.text:
                 await self._tell(entry, replies.no_text())
             else:
-                await self._answer(entry, found, change)
+                await self._answer(entry, found, change, started)
 
-    async def _answer(self, entry: Entry, found: Source, change: asyncio.Event) -> None:
-        started = time.monotonic()
-        end = await self._translation(entry, found, change)
+    async def _answer(self, entry: Entry, found: Source, change: asyncio.Event, started: float) -> None:
+        end = await self._translation(entry, found, change, started)
         if isinstance(end, JobSettled):  # answered in another life, and the reply was lost since: a new job
             self._change(entry.key, turn=entry.turn + 1)
             change.set()
@@ -326,7 +326,7 @@ class Correspondence:
         self._ack(entry.key)
         return True
 
-    async def _translation(self, entry: Entry, found: Source, change: asyncio.Event) -> End | None:
+    async def _translation(self, entry: Entry, found: Source, change: asyncio.Event, started: float) -> End | None:
         """The job's end; None when nobody wants it any more, or the text is another one by now."""
         number = job_id(entry.key, found.stamp, entry.turn)
         kept = self._results.get(entry.key)
@@ -341,7 +341,8 @@ class Correspondence:
             elif isinstance(one, Answer):
                 self._keep(entry.key, one)  # for the next try
 
-        self._client.submit(self._spec(entry, number, found.text), ending)
+        waited_ms = int((time.monotonic() - started) * 1000)
+        self._client.submit(self._spec(entry, number, found.text)._replace(waited_ms=waited_ms), ending)
         hourglass = loop.call_later(self._config.hourglass_s, self._hourglass, entry.key)
         try:
             while not end.done():
