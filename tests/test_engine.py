@@ -578,3 +578,23 @@ def test_echo_keeps_the_rules_of_batches() -> None:
     assert batches[:2] == [(b"suspect",), (b"urgent",)]
     assert [len(batch) for batch in batches[2:]] == [ECHO_JOBS, 1]
     assert engine.next_batch() is None
+
+
+def test_alternatives_follow_the_best_translations(engine: ArgosEngine) -> None:
+    texts = ["Guten Morgen. Wie geht es dir?", "> Das ist <@42> sehr wichtig!", "🙂"]
+    best = translate(engine, *texts)
+    engine.submit(b"ranked", ROUTE, texts, alternatives=2)
+    engine.submit(b"other", ROUTE, ["Guten Morgen."])
+    outcomes = finish(engine)
+    ranked = outcomes[b"ranked"].texts
+    assert ranked is not None and ranked[:3] == best
+    assert len(set(ranked[0::3])) == 3, "three different ones"
+    assert all(text.startswith("> ") and "<@42>" in text for text in ranked[1::3])
+    assert ranked[2::3] == ("🙂",) * 3
+    assert outcomes[b"other"].texts is not None
+
+
+def test_the_echo_engine_repeats_what_alternatives_were_asked_for() -> None:
+    echo = EchoEngine([ROUTE])
+    echo.submit(b"1", ROUTE, ["a", "b"], alternatives=1)
+    assert finish(echo)[b"1"].texts == ("a", "b", "a", "b")

@@ -452,3 +452,29 @@ def test_the_real_worker_on_its_own_core() -> None:
     finally:
         rig.pool.close(rig.now(), 5.0)
     assert [pid for pid in rig.pids if psutil.pid_exists(pid)] == []
+
+
+def test_children_are_renewed_one_after_the_other_and_no_job_is_lost(make: Make) -> None:
+    rig = make("--batch", "1", workers=3).ready(3)
+    before = {child.pid for child in rig.pool.children()}
+    rig.submit(*jobs(40, "sleep:0.01", chars=100))
+    rig.pool.renew()
+    fewest = 3
+
+    def renewed() -> bool:
+        nonlocal fewest
+        fewest = min(fewest, rig.pool.ready)
+        return rig.pool.ready == 3 and not before & {child.pid for child in rig.pool.children()}
+
+    rig.until(renewed)
+    assert fewest == 2, "the others went on"
+    ended = rig.ended(40)
+    assert len({one.key for one in ended}) == 40 and all(one.texts for one in ended)
+    assert rig.pool.last_death == "" and sum(child.jobs_done for child in rig.pool.children()) == 40
+
+
+def test_outcomes_say_where_the_time_went(make: Make) -> None:
+    rig = make("--batch", "1").ready(1)
+    rig.submit(*(replace(job(str(number), "sleep:0.05"), at=rig.now()) for number in range(3)))
+    first, _, last = rig.ended(3)
+    assert 0.04 < first.work_s < 5 and first.wait_s < last.wait_s - 0.05

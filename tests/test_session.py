@@ -12,6 +12,7 @@ from dolmetsch import messages as m
 from dolmetsch import outbox as ob
 from dolmetsch import session as se
 from dolmetsch.link import SILENCE_S
+from dolmetsch.reports import About
 from dolmetsch.session import capacity
 from tests.test_scheduler import key, spec
 
@@ -358,3 +359,27 @@ def test_memory_of_acks_is_bounded(gateway: Gateway) -> None:
     for number in range(3 * ob.MAX_ACKED):
         gateway.handle(ob.Have((key(number),)))
     assert len(gateway.outbox._acked) <= 2 * ob.MAX_ACKED
+
+
+def test_an_operator_drains_a_node_and_it_stays(node: Node) -> None:
+    node.handle(se.Beat(health()))
+    node.hear(m.Lease(jobs=(lease(1),)))
+    (beat,) = of(node.hear(m.Order(action=m.DRAIN)), m.Heartbeat)
+    assert (beat.capacity, beat.draining) == (0, True)
+    assert of(node.finish(1), m.Done) and of(node.hear(m.Received(jobs=(held(1),))), se.Leave) == []
+    (beat,) = of(node.handle(se.Beat(health()), 1.0), m.Heartbeat)
+    assert beat.draining, "until it is told otherwise"
+    (beat,) = of(node.hear(m.Order(action=m.RESUME)), m.Heartbeat)
+    assert (beat.capacity, beat.draining) == (2 * se.MIN_CREDIT, False)
+
+
+def test_an_operator_has_the_children_renewed(node: Node) -> None:
+    assert len(of(node.hear(m.Order(action=m.RESTART)), se.Renew)) == 1
+    assert of(node.hear(m.Order(action="dance")), se.Renew) == []
+
+
+def test_a_registration_says_how_long_the_machine_has_been_up() -> None:
+    node = Node()
+    node.session._about = About("pi", "Pi 5", "Debian", "0.1.0", 4, 2**33, 50.0)
+    (register,) = of(node.handle(se.Offer(ROUTES, 2), 25.0), m.Register)
+    assert register.about.up_s == 75.0
