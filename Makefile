@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env run node test check bench clean
+.PHONY: help env dev run node test check bench screenshots clean
 
 help:
-	@echo "make run                        a broker and a node on this computer, and the bot if it has a token"
+	@echo "make run                        broker, node, dashboard and HTTP gateway on this computer; the bot if it has a token"
 	@echo "make node BROKER=tcp://HOST     a node only, for the broker on HOST"
 	@echo "make test                       the whole test suite"
 	@echo "make check                      ruff, mypy, and who imports whom"
-	@echo "make bench                      throughput and overhead, with their limits"
+	@echo "make bench                      throughput, overhead and the gateways, with their limits and peers"
+	@echo "make screenshots                the pictures of the dashboard in docs/images/; needs chromium"
 
 env: .venv/installed
 dev: .venv/installed-dev
@@ -32,7 +33,7 @@ dev: .venv/installed-dev
 
 # The waiter prints one line once the cluster can translate, and ends; honcho runs the programs of the Procfile.
 run: env
-	@programs="broker node"; if $(BIN)/python gateway_discord.py --has-token; then programs="$$programs discord"; \
+	@programs="broker node dashboard http"; if $(BIN)/python gateway_discord.py --has-token; then programs="$$programs discord"; \
 		else echo "no DISCORD_TOKEN: the Discord gateway is not started (see .env.example)"; fi; \
 		$(BIN)/python gateway_cli.py --wait 120 & waiter=$$!; trap 'kill $$waiter 2>/dev/null; true' EXIT; \
 		$(BIN)/honcho start $$programs
@@ -41,19 +42,25 @@ node: env
 	@test -n "$(BROKER)" || { echo "say which broker: make node BROKER=tcp://HOST"; exit 2; }
 	@exec $(BIN)/python node.py --broker "$(BROKER)"
 
+# Two at a time: most of a test is waiting for other processes. A file's tests stay together, as they share a cluster.
 test: dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy dolmetsch broker.py node.py gateway_cli.py gateway_discord.py
+	@$(BIN)/mypy dolmetsch dashboard broker.py node.py gateway_cli.py gateway_discord.py gateway_http.py
 	@$(BIN)/python -m pytest -q tests/test_arrows.py
 
 bench: env
 	@$(BIN)/python bench/throughput.py
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/reactions.py
+	@$(BIN)/python bench/http.py
+	@$(BIN)/python bench/dashboard.py
+
+screenshots: dev
+	@$(BIN)/python bench/screenshots.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
