@@ -56,7 +56,7 @@ bench: env
 	@$(BIN)/python bench/throughput.py
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/reactions.py
-	@$(BIN)/python bench/http.py
+	@$(BIN)/python bench/http_gateway.py
 	@$(BIN)/python bench/dashboard.py
 
 screenshots: dev

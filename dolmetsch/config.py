@@ -146,6 +146,44 @@ class DiscordConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     total_limit: Annotated[int, Meta(ge=1, description="translations in all")] = 3000
 
 
+class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the HTTP gateway behaves. "A minute" is any minute: a moving window."""
+
+    listen: Annotated[str, Meta(description="address and port to listen at")] = "127.0.0.1:5050"
+    keys: Annotated[str, Meta(description="file that keeps API keys; empty: in the user's data folder")] = ""
+    require_key: Annotated[bool, Meta(description="whether only callers with an API key may translate and detect")] = (
+        False
+    )
+    per_minute: Annotated[int, Meta(ge=0, description="requests a minute from one address without a key; 0: any")] = 120
+    chars_per_minute: Annotated[int, Meta(ge=0, description="characters a minute, likewise; 0: any")] = 100_000
+    char_limit: Annotated[int, Meta(ge=1, le=20_000, description="characters of one text")] = 20_000
+    batch_limit: Annotated[int, Meta(ge=1, le=4096, description="texts in one request")] = 256
+    alternatives_limit: Annotated[int, Meta(ge=0, le=4, description="alternatives that may be asked for")] = 3
+    body_bytes: Annotated[int, Meta(ge=1024, le=64 * 2**20, description="bytes of one request's body")] = 2**20
+    deadline_s: Annotated[float, Meta(ge=1, le=3600, description="seconds a request may take")] = 60.0
+    concurrent: Annotated[
+        int, Meta(ge=1, le=1024, description="requests translated at once; more are told to slow down")
+    ] = 64
+    connections: Annotated[int, Meta(ge=8, le=10_000, description="connections open at once; others wait")] = 512
+    trusted_proxies: Annotated[
+        tuple[str, ...], Meta(description="addresses of proxies whose X-Forwarded-For is believed")
+    ] = ()
+    drain_s: Annotated[
+        float, Meta(ge=0, le=600, description="seconds a stopping gateway has to answer what it was asked")
+    ] = 10.0
+
+
+class DashboardConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the dashboard is. Its token is not here: it comes from .env or DASHBOARD_TOKEN alone."""
+
+    listen: Annotated[str, Meta(description="address and port to listen at")] = "127.0.0.1:5000"
+    telemetry: Annotated[
+        str, Meta(description="address where the broker publishes; empty: one port above the broker's")
+    ] = ""
+    history: Annotated[str, Meta(description="file that keeps the last day; empty: in the user's data folder")] = ""
+    hosts: Annotated[tuple[str, ...], Meta(description="further names it is reached by, for instance a tunnel's")] = ()
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of it: a table in the file for each part."""
 
@@ -155,6 +193,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pool: PoolConfig = PoolConfig()
     engine: EngineConfig = EngineConfig()
     discord: DiscordConfig = DiscordConfig()
+    http: HttpConfig = HttpConfig()
+    dashboard: DashboardConfig = DashboardConfig()
 
 
 SECTIONS: Final[Mapping[str, type[Struct]]] = {
@@ -164,6 +204,8 @@ SECTIONS: Final[Mapping[str, type[Struct]]] = {
     "pool": PoolConfig,
     "engine": EngineConfig,
     "discord": DiscordConfig,
+    "http": HttpConfig,
+    "dashboard": DashboardConfig,
 }
 
 Table = dict[str, dict[str, Any]]

@@ -9,9 +9,9 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 PURE = {
-    "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "jobs", "lanes", "link",
-    "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment", "sentences", "session", "settled",
-    "spans", "timers", "views",
+    "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "html", "jobs", "lanes",
+    "link", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment", "sentences", "session",
+    "settled", "spans", "timers", "views",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
@@ -22,17 +22,17 @@ IMPURE = {
 LAYERS = (
     {"errors", "bootstrap", "logs", "lifecycle", "reports"},
     {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
-     "cache", "link", "replybook"},
-    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners"},
-    {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment"},
+     "cache", "link", "replybook", "apikeys", "detect"},
+    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec"},
+    {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment", "html"},
     {"books", "session", "outbox", "ledger", "decoder", "backlog", "child"},
     {"scheduler", "views", "client", "pool", "engine"},
-    {"lines", "worker", "postbox"},
-    {"correspondence"},
+    {"lines", "worker", "postbox", "threads"},
+    {"correspondence", "httpapi"},
     {"slash"},
     {"bot"},
 )  # fmt: skip
-PROGRAMS = ("broker", "node", "gateway_cli", "gateway_discord")
+PROGRAMS = ("broker", "node", "gateway_cli", "gateway_discord", "gateway_http")
 
 
 def imports(path: Path) -> set[str]:
@@ -43,8 +43,8 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
-            if node.module == "dolmetsch":
-                found |= {f"dolmetsch.{alias.name}" for alias in node.names}
+            if node.module in ("dolmetsch", "dashboard"):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -95,7 +95,45 @@ def test_only_programs_join_core_and_adapters() -> None:
     assert joined == set()
 
 
-FILES = [*rooms().values(), *(HOUSE / f"{name}.py" for name in PROGRAMS)]
+# ---- the dashboard: a house beside it, which may use its rooms ----
+
+DASHBOARD = {path.stem: path for path in (HOUSE / "dashboard").glob("*.py") if path.stem != "__init__"}
+DASHBOARD_PURE = {"attendance", "charts", "jobbook", "picture", "problems", "rates"}
+DASHBOARD_LAYERS = (
+    {"attendance", "jobbook", "pages", "rates"},
+    {"charts", "metrics", "picture", "problems", "snapshot"},
+    {"guard", "history", "operator", "watch"},
+    {"collector", "server"},
+    {"app"},
+    {"__main__"},
+)
+
+
+def of_the_dashboard(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imports(path) if name.startswith("dashboard.")} & DASHBOARD.keys()
+
+
+def test_nobody_in_the_house_knows_the_dashboard() -> None:
+    for path in [*rooms().values(), *(HOUSE / f"{name}.py" for name in PROGRAMS)]:
+        assert "dashboard" not in {name.split(".")[0] for name in imports(path)}, path.name
+
+
+@pytest.mark.parametrize("room", sorted(DASHBOARD))
+def test_the_dashboards_arrows_point_one_way(room: str) -> None:
+    level = {name: number for number, layer in enumerate(DASHBOARD_LAYERS) for name in layer}
+    assert all(level[other] < level[room] for other in of_the_dashboard(DASHBOARD[room]))
+    assert not {name.split(".")[0] for name in imports(DASHBOARD[room])} & set(PROGRAMS)
+    assert "scheduler" not in of_the_house(DASHBOARD[room])
+    assert ".setsockopt(" not in DASHBOARD[room].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("room", sorted(DASHBOARD_PURE))
+def test_the_dashboards_pure_rooms_touch_nothing(room: str) -> None:
+    assert not {name.split(".")[0] for name in imports(DASHBOARD[room])} & (IMPURE | {"random"})
+    assert of_the_house(DASHBOARD[room]) <= PURE and of_the_dashboard(DASHBOARD[room]) <= DASHBOARD_PURE
+
+
+FILES = [*rooms().values(), *DASHBOARD.values(), *(HOUSE / f"{name}.py" for name in PROGRAMS)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
