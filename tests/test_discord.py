@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -602,7 +603,12 @@ def test_presence_and_report(translating: Cluster, tmp_path: Path) -> None:
         await stage.start_bot()
         await server.until(lambda: "1 Pi " in json.dumps(server.presence, ensure_ascii=False))
         status = await asyncio.to_thread(stage.cluster.status)
-        (report,) = [one for one in status.gateways if one.name == "discord"]
+        until = time.monotonic() + 10
+        while not (
+            found := [one for one in (await asyncio.to_thread(stage.cluster.status)).gateways if one.name == "discord"]
+        ):
+            assert time.monotonic() < until
+        (report,) = found
         assert (report.kind, report.servers) == ("discord", 1)
         await stage.end_bot()
         lines = tmp_path / "status.txt"
