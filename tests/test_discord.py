@@ -602,14 +602,11 @@ def test_presence_and_report(translating: Cluster, tmp_path: Path) -> None:
         server = stage.server
         await stage.start_bot()
         await server.until(lambda: "1 Pi " in json.dumps(server.presence, ensure_ascii=False))
-        until = time.monotonic() + 10
-        found = []
+        until, found = time.monotonic() + 10, []
         while not found:
+            assert time.monotonic() < until
             status = await asyncio.to_thread(stage.cluster.status)
             found = [one for one in status.gateways if one.name == "discord"]
-            found := [one for one in (await asyncio.to_thread(stage.cluster.status)).gateways if one.name == "discord"]
-        ):
-            assert time.monotonic() < until
         (report,) = found
         assert (report.kind, report.servers) == ("discord", 1)
         await stage.end_bot()
