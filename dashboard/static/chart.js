@@ -12,18 +12,11 @@ const LABEL_PX = 46; // room for a time on the axis
 const STEPS_S = [60, 300, 600, 900, 1800, 3600, 7200, 10_800, 14_400, 21_600, 43_200];
 const number = (value) => Math.round(value * 10) / 10;
 
-/** About four round steps from 0 to `top` or a little beyond. */
-export function round_ticks(top, whole) {
-  const rough = Math.max(top, whole ? 4 : 1e-3) / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  let step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= rough * 0.999);
-  if (whole) step = Math.max(1, step);
-  const ticks = [];
-  for (let at = 0; at < 20; at++) {
-    ticks.push(Number((at * step).toPrecision(6)));
-    if (ticks[at] >= top && at >= 2) break;
-  }
-  return ticks;
+/** Round steps, at most four, from 0 to `top` or a little beyond. */
+function round_ticks(top) {
+  const power = 10 ** Math.floor(Math.log10(top / 4));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= (top / 4) * 0.999);
+  return Array.from({ length: Math.ceil(top / step - 0.001) + 1 }, (_, at) => Number((at * step).toPrecision(6)));
 }
 
 export class Chart {
@@ -34,11 +27,11 @@ export class Chart {
   #cursor = null;
 
   /**
-   * `title` and `unit`; `format` for values; `ticks` if they are always the same; `whole` if the values are; `limit`,
-   * where trouble begins; `look(unix or null)` hears where the reader looks.
+   * `title` and `unit`; `format` for values, `axis` for those on the axis if that is another; `ticks` if they are always the same, else `least`, which the
+   * axis always reaches; `limit`, where trouble begins; `look(unix or null)` hears where the reader looks.
    */
   constructor(parent, options) {
-    this.options = options;
+    this.options = { axis: options.format, ...options };
     this.at = stamp("chart-template");
     text(this.at.title, options.title);
     text(this.at.unit, options.unit);
@@ -174,9 +167,8 @@ export class Chart {
   }
 
   #scale() {
-    const { ticks, whole } = this.options;
-    if (ticks) this.#ticks = ticks;
-    else this.#ticks = round_ticks(Math.max(0, ...this.#lines.map((line) => Math.max(0, ...line.values.filter(has)))), whole);
+    const { ticks, least } = this.options;
+    this.#ticks = ticks ?? round_ticks(Math.max(least, ...this.#lines.flatMap((line) => line.values).filter(has)));
   }
 
   #draw() {
@@ -198,7 +190,7 @@ export class Chart {
 
   #draw_grid() {
     const [width, height] = this.#size;
-    const marks = this.#ticks.map((value) => ({ key: `y${value}`, y: number(this.#y(value)), words: this.options.format(value) }));
+    const marks = this.#ticks.map((value) => ({ key: `y${value}`, y: number(this.#y(value)), words: this.options.axis(value) }));
     for (const time of this.#times()) marks.push({ key: `x${time}`, x: number(this.#x(time)), words: clock(time, true) });
     keyed(this.grid, marks, (mark) => mark.key, () => {
       const root = svg("g");

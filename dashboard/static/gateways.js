@@ -19,6 +19,7 @@ export function show_gateways(gateways) {
       `${count(gateway.unanswered)} unanswered`,
       `heard ${span(gateway.seen_s_ago)} ago`,
     ];
-    text(line.more, more.filter(Boolean).join(" · "));
+    // Lines break between the figures, not in them.
+    text(line.more, more.filter(Boolean).map((words) => words.replaceAll(" ", "\u00a0")).join(" · "));
   });
 }

@@ -20,16 +20,18 @@ let nodes = []; // names
 let visible = false;
 let poll;
 
+const plain = (value) => (value < 10 ? String(value) : count(value));
+
 export function start_history() {
   const look = (unix) => Object.values(charts).forEach((chart) => chart.look(unix));
   const add = (key, options) => (charts[key] = new Chart(grid, { look, ...options }));
-  add("throughput", { title: "Throughput", unit: "translations/s", format: rate });
-  add("latency", { title: "Latency", unit: "accepted to done", format: ms });
-  add("queue", { title: "Queue depth", unit: "jobs", format: count, whole: true });
+  add("throughput", { title: "Throughput", unit: "translations/s", format: rate, axis: plain, least: 1 });
+  add("latency", { title: "Latency", unit: "accepted to done", format: ms, least: 40 });
+  add("queue", { title: "Queue depth", unit: "jobs", format: count, least: 4 });
   add("cpu", { title: "CPU", unit: "by node", format: percent, ticks: PERCENT });
   add("ram", { title: "RAM", unit: "by node", format: percent, ticks: PERCENT });
   add("heat", { title: "Temperature", unit: "by node", format: degrees, ticks: [20, 40, 60, 80, 100], limit: HOT_C });
-  add("chars", { title: "Characters/s", unit: "by node", format: count, whole: true });
+  add("chars", { title: "Characters/s", unit: "by node", format: count, least: 4 });
   hidden(charts.heat.at.root, true);
   const kept = recall();
   if (kept in SPANS_S) span = kept;

@@ -7,6 +7,7 @@ import { bytes, count, DASH, degrees, percent, plural, span } from "./format.js"
 const HOT_C = 80; // a Raspberry Pi begins to throttle here
 const FULL_PERCENT = 95;
 const MANY_CORES = 16; // more bars would not fit into a row
+const MANY_NODES = 12; // rows of more are low
 
 const rows = new Map();
 
@@ -14,6 +15,7 @@ export function show_nodes(nodes) {
   text(byId("node-count"), nodes.length ? count(nodes.length) : "");
   hidden(byId("no-nodes"), nodes.length > 0);
   hidden(byId("node-labels"), nodes.length === 0);
+  byId("nodes").classList.toggle("many", nodes.length > MANY_NODES);
   const shown = keyed(byId("node-list"), nodes, (node) => node.name, new_row, update_row);
   rows.clear();
   for (const [name, row] of shown) rows.set(name, row);

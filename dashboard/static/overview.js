@@ -30,7 +30,7 @@ export function show_overview(cluster, go_to) {
   show_problems(cluster.problems, go_to);
 }
 
-function show_vitals({ totals, broker: health, gateways, nodes }) {
+function show_vitals({ alive, totals, broker: health, gateways, nodes }) {
   const figure = (name, format) => number(vitals[name], totals[name], format(totals[name]));
   const more = (name, words, alarm = "") => {
     text(vitals[name], words || "\u00a0");
@@ -52,20 +52,20 @@ function show_vitals({ totals, broker: health, gateways, nodes }) {
   figure("error_rate", share);
   more("error_more", `last minute · ${count(totals.failed)} in all`);
   for (const name of ["p50_ms", "p95_ms", "p99_ms"]) figure(name, ms);
-  more("latency_more", totals.p95_ms === null ? "nothing done in the last minute"
+  more("latency_more", !alive ? "" : totals.p95_ms === null ? "nothing done in the last minute"
     : `last minute${totals.bulk_p95_ms == null ? "" : ` · bulk p95 ${ms(totals.bulk_p95_ms)}`}`);
   figure("dead_letters", count);
   more("dead_more", totals.dead_letters ? "to requeue or purge" : "none waits", totals.dead_letters ? "warn" : "");
   figure("servers", count);
   const silent = gateways.filter((gateway) => gateway.state !== "up").length;
   number(vitals.gateways_up, gateways.length - silent, count(gateways.length - silent));
-  more("gateways_more", silent ? `${count(silent)} silent` : "up", silent ? "warn" : "");
+  more("gateways_more", silent ? `${count(silent)} silent` : gateways.length ? "up" : "none yet", silent ? "warn" : "");
   number(vitals.broker_up, health?.up_s, health ? span(Math.floor(health.up_s)) : DASH);
   more("broker_more", health ? (health.draining ? "stopping" : `up · CPU ${percent(health.cpu_percent)}`) : "not heard yet",
     health && !health.draining ? "" : "warn");
 }
 
-function show_broker({ broker: health, totals }) {
+function show_broker({ broker: health, totals, routes }) {
   hidden(byId("no-broker"), health !== null);
   hidden(byId("broker-facts"), health === null);
   if (health === null) return;
@@ -78,6 +78,7 @@ function show_broker({ broker: health, totals }) {
   text(broker.rss, bytes(health.rss_bytes));
   text(broker.ledger, bytes(health.ledger_bytes));
   text(broker.disk, bytes(health.disk_free_bytes));
+  text(broker.routes, routes.map(({ route, model }) => `${route} (${model})`).join(", ") || "none offered");
   for (const name of ["accepted", "rejected", "done", "cache_hits", "failed", "bad_frames"]) {
     text(broker[name], count(totals[name]));
   }
@@ -125,7 +126,7 @@ export function show_link(cluster) {
 /** The dashboard has not answered; it is asked again in `wait_ms`. */
 export function show_gone(wait_ms) {
   gone_since ??= there();
-  link_is("gone", `No answer from the dashboard since ${clock(gone_since)}; next try in ${seconds(wait_ms / 1000)}`);
+  link_is("gone", `No dashboard since ${clock(gone_since)}; next try in ${seconds(wait_ms / 1000)}`);
 }
 
 function link_is(state, words) {

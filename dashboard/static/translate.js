@@ -29,6 +29,7 @@ export function routes_now(offered) {
 
 async function translate() {
   const note = byId("translation-note");
+  note.classList.remove("bad");
   text(note, "translating …");
   const body = { text: byId("translate-text").value, route: routes.value };
   const answer = await post("api/translate", body, (why) => {
@@ -40,7 +41,6 @@ async function translate() {
     if (!note.classList.contains("bad")) text(note, "not translated");
     return;
   }
-  note.classList.remove("bad");
   text(byId("translation"), answer.translation);
   text(note, [ms(answer.took_ms), answer.model, answer.cached ? "from the cache" : ""].filter(Boolean).join(" · "));
 }

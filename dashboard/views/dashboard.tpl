@@ -145,6 +145,7 @@
           <div><dt>Memory</dt><dd data-part="rss">–</dd></div>
           <div><dt>Ledger</dt><dd data-part="ledger">–</dd></div>
           <div><dt>Disk free</dt><dd data-part="disk">–</dd></div>
+          <div><dt>Routes</dt><dd data-part="routes">–</dd></div>
           <div><dt>Accepted</dt><dd data-part="accepted">–</dd></div>
           <div><dt>Rejected</dt><dd data-part="rejected">–</dd></div>
           <div><dt>Done</dt><dd data-part="done">–</dd></div>
