@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev run node test check bench clean
+.PHONY: help env dev run node test check bench screenshots clean
 
 help:
 	@echo "make run                        broker, node, dashboard and HTTP gateway on this computer; the bot if it has a token"
@@ -11,6 +11,7 @@ help:
 	@echo "make test                       the whole test suite"
 	@echo "make check                      ruff, mypy, and who imports whom"
 	@echo "make bench                      throughput, overhead and the gateways, with their limits and peers"
+	@echo "make screenshots                the pictures of the dashboard in docs/images/; needs chromium"
 
 env: .venv/installed
 dev: .venv/installed-dev
@@ -55,8 +56,11 @@ bench: env
 	@$(BIN)/python bench/throughput.py
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/reactions.py
-	@$(BIN)/python bench/http_gateway.py
+	@$(BIN)/python bench/http.py
 	@$(BIN)/python bench/dashboard.py
+
+screenshots: dev
+	@$(BIN)/python bench/screenshots.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

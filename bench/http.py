@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the HTTP gateway carries: 2 000 real sentences from 32 clients at once, beside the terminal gateway.
 
-    python bench/http_gateway.py [--quick] [--libretranslate URL]
+    python bench/http.py [--quick] [--libretranslate URL]
 
 One broker, one node with a pinned child a core, one HTTP gateway, real processes and sockets on this computer; the
 clients are a process of their own on the same cores. Each client sends its next request when it has its answer: once a
@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not bench/: its http.py would hide Python's own
 
 from dolmetsch.bootstrap import in_venv
 
