@@ -15,7 +15,6 @@ import asyncio
 import base64
 import binascii
 import logging
-import os
 import random
 import signal
 import sys
@@ -25,7 +24,6 @@ from typing import Any, Final
 import aiohttp
 import discord
 import yarl
-from dotenv import dotenv_values
 
 from dolmetsch import __version__, config, logs
 from dolmetsch.backoff import Backoff
@@ -58,15 +56,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--show-config", action="store_true", help="print the configuration in force, and end")
     parser.add_argument("--version", action="version", version=f"dolmetsch {__version__}")
     return parser.parse_args(argv)
-
-
-def environment(path: Path) -> dict[str, str]:
-    """The environment, over what ``path`` (.env) says; that file need not be there."""
-    try:
-        values = dotenv_values(path) if path.exists() else {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {type(error).__name__}") from error
-    return {**{name: value for name, value in values.items() if value is not None}, **os.environ}
 
 
 def application_id(token: str) -> int:
@@ -157,7 +146,7 @@ def main(argv: list[str]) -> int:
     logs.start("discord")
     logging.getLogger("discord").setLevel(logging.ERROR)  # the library's warnings show addresses with secrets in them
     try:
-        values = environment(arguments.env)
+        values = config.environment(arguments.env)
         settings = config.load(arguments.config, values, {"node": {"broker": arguments.broker}})
         if arguments.show_config:
             print(config.show(settings))

@@ -21,12 +21,6 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import waitress
-import waitress.channel
-import waitress.server
-import waitress.task
-import waitress.wasyncore
-
 from dolmetsch import __version__, config, logs
 from dolmetsch.apikeys import Allowance, Keys
 from dolmetsch.detect import Detector
@@ -34,14 +28,13 @@ from dolmetsch.errors import ConfigError, DolmetschError, LedgerError
 from dolmetsch.httpapi import CORS, Api, error_body
 from dolmetsch.httpspec import too_large
 from dolmetsch.lifecycle import Signals, sd_notify, watchdog_interval_s
+from dolmetsch.serving import Headers, Server, host_and_port, listen
 from dolmetsch.threads import BlockingClient
 from dolmetsch.transport import address
 
 SPARE_THREADS: Final = 8  # above those that translate: for languages, health, refusals
 MAX_HEADER_BYTES: Final = 64 * 2**10  # a form may come in the query
-BACKLOG: Final = 1024
 TURN_S: Final = 1.0  # the main loop looks at the signals and the client at least so often
-END_S: Final = 2  # threads whose client is gone have this long to end
 
 log = logging.getLogger("http")
 
@@ -101,10 +94,7 @@ def _manage_keys(arguments: argparse.Namespace, keys: Keys) -> None:
 
 def _listen(where: str, settings: config.HttpConfig, opened: bool) -> socket.socket:
     """The listening socket. Beyond loopback anybody could use the cluster, so that takes keys or a clear word."""
-    host, _, port = where.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigError(f"cannot listen at {where}: it looks like 127.0.0.1:5050 or [::1]:5050")
+    host, _ = host_and_port(where)
     try:
         local = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -113,104 +103,31 @@ def _listen(where: str, settings: config.HttpConfig, opened: bool) -> socket.soc
         raise ConfigError(
             f"{where} is open to the whole network, and no key is needed: set http.require_key, or add --open"
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, int(port)), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::")
-    except OSError as error:
-        number = error.errno or 0  # create_server's own text repeats the address
-        why = os.strerror(number) if number > 0 else "there is no such name"
-        raise ConfigError(f"cannot listen at {where} ({why}): choose another with --listen") from error
+    return listen(where)
 
 
-class _ErrorTask(waitress.task.ErrorTask):
-    """What waitress itself refuses (no HTTP, too large) is refused in our form."""
+def _server(app: Any, listener: socket.socket, settings: config.HttpConfig) -> Server:
+    def refuse(code: int, reason: str) -> tuple[Headers, bytes]:
+        words = str(too_large(settings.body_bytes)) if code == 413 else reason
+        return [*CORS.items(), ("Content-Type", "application/json")], error_body(words)
 
-    def execute(self) -> None:
-        request: Any = self.request
-        error = request.error
-        large = error.code == 413
-        body = error_body(str(too_large(self.channel.adj.max_request_body_size - 1)) if large else error.reason)
-        self.status = f"{error.code} {error.reason}"
-        self.response_headers = [*CORS.items(), ("Content-Type", "application/json")]
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(body)
-
-
-class _Channel(waitress.channel.HTTPChannel):
-    error_task_class = _ErrorTask
+    return Server(
+        app,
+        listener,
+        refuse,
+        threads=settings.concurrent + SPARE_THREADS,
+        connection_limit=settings.connections,
+        max_request_header_size=MAX_HEADER_BYTES,
+        max_request_body_size=settings.body_bytes + 1,
+    )
 
 
-class _Bell(waitress.wasyncore.file_dispatcher):
-    """Wakes the main loop at a signal."""
+def _run(server: Server, signals: Signals, client: BlockingClient, drain_s: float) -> None:
+    def tick() -> bool:
+        sd_notify("WATCHDOG=1")
+        return client.alive
 
-    def __init__(self, signals: Signals, sockets: dict[int, Any]) -> None:
-        pipe: Any = signals.fd
-        super().__init__(pipe, map=sockets)
-        self._signals = signals
-
-    def handle_read(self) -> None:
-        self._signals.drain()
-
-    def writable(self) -> bool:
-        return False
-
-
-class _Server:
-    """waitress with a main loop that ends at a signal, and answers what it was asked before it goes."""
-
-    def __init__(self, app: Any, listener: socket.socket, settings: config.HttpConfig) -> None:
-        self._sockets: dict[int, Any] = {}
-        self._drain_s = settings.drain_s
-        made: Any = waitress.server.create_server(
-            app,
-            map=self._sockets,
-            sockets=[listener],
-            threads=settings.concurrent + SPARE_THREADS,
-            connection_limit=settings.connections,
-            max_request_header_size=MAX_HEADER_BYTES,
-            max_request_body_size=settings.body_bytes + 1,
-            backlog=BACKLOG,
-            ident=None,
-            log_socket_errors=False,
-            clear_untrusted_proxy_headers=False,  # httpspec.address_of knows whom to believe
-        )
-        made.channel_class = _Channel
-        self._waitress = made
-
-    def run(self, signals: Signals, client: BlockingClient) -> None:
-        bell = _Bell(signals, self._sockets)
-        interval_s = min(TURN_S, watchdog_interval_s() or TURN_S)
-        beat_at = time.monotonic()
-        while not signals.stop and client.alive:
-            self._turn(interval_s)
-            if (now := time.monotonic()) >= beat_at:  # a turn is short when there is much to do
-                beat_at = now + interval_s / 2
-                sd_notify("WATCHDOG=1")
-        log.info("stopping: answering what was asked")
-        sd_notify("STOPPING=1")
-        waitress.wasyncore.dispatcher.close(self._waitress)  # takes no more connections, and keeps those that are
-        until = time.monotonic() + self._drain_s
-        while self._busy() and time.monotonic() < until and client.alive and not signals.force:
-            self._turn(0.1)
-        bell.close()
-
-    def close(self) -> None:
-        self._waitress.task_dispatcher.shutdown(timeout=END_S)
-        waitress.wasyncore.close_all(self._sockets)
-
-    def _turn(self, wait_s: float) -> None:
-        waitress.wasyncore.loop(timeout=wait_s, use_poll=True, map=self._sockets, count=1)
-
-    def _busy(self) -> bool:
-        """Whether somebody waits for an answer; who does not is hung up on."""
-        busy = False
-        for channel in self._waitress.active_channels.values():
-            if channel.requests or channel.total_outbufs_len:
-                busy = True
-            else:
-                channel.will_close = True
-        return busy
+    server.run(signals, min(TURN_S, watchdog_interval_s() or TURN_S), tick, drain_s)
 
 
 def _serve(settings: config.Config, opened: bool) -> bool:
@@ -231,10 +148,10 @@ def _serve(settings: config.Config, opened: bool) -> bool:
         # The name is this gateway's alone: of two with one name, the broker would give one the other's answers.
         name = f"http-{socket.gethostname()[:64]}-{listener.getsockname()[1]}"
         with BlockingClient(broker, gateway=name, kind="http", units=holders) as client:
-            server = _Server(Api(settings.http, client, keys, detector).app, listener, settings.http)
+            server = _server(Api(settings.http, client, keys, detector).app, listener, settings.http)
             log.info("listening at http://%s, broker %s", where, broker)
             sd_notify("READY=1")
-            server.run(signals, client)
+            _run(server, signals, client, settings.http.drain_s)
             alive = client.alive
         server.close()
     keys.close()
@@ -245,7 +162,6 @@ def main(argv: list[str]) -> int:
     """Do what the command line says; the exit status."""
     arguments = _arguments(argv)
     logs.start("http")
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # more requests than threads wait; that is normal
     try:
         flags = {"http": {"listen": arguments.listen}, "node": {"broker": arguments.broker}}
         settings = config.load(arguments.config, os.environ, flags)

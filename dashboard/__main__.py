@@ -13,7 +13,6 @@ in_venv()
 
 import argparse
 import logging
-import os
 import socket
 import sys
 import time
@@ -21,16 +20,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from dotenv import dotenv_values
-
 from dashboard import guard, server
 from dashboard.app import Dashboard, Parts
 from dashboard.collector import Collector
 from dashboard.history import History
 from dashboard.operator import Operator
 from dolmetsch import __version__, config, logs
-from dolmetsch.errors import ConfigError, DolmetschError
+from dolmetsch.errors import DolmetschError
 from dolmetsch.lifecycle import Signals, sd_notify, watchdog_interval_s
+from dolmetsch.serving import Server, listen
 from dolmetsch.transport import address, telemetry_address
 
 HOUSE: Final = Path(__file__).resolve().parent.parent
@@ -52,22 +50,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def environment(path: Path) -> dict[str, str]:
-    """The environment, over what ``path`` (.env) says; that file need not be there."""
-    try:
-        values = dotenv_values(path) if path.exists() else {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {type(error).__name__}") from error
-    return {**{name: value for name, value in values.items() if value is not None}, **os.environ}
-
-
 def _serve(settings: config.Config, token: str) -> bool:
     """Serve until a signal; False when the dashboard has gone blind."""
     broker = address(settings.node.broker)
     where = address(settings.dashboard.telemetry) if settings.dashboard.telemetry else telemetry_address(broker)
     hosts = guard.names(settings.dashboard.hosts)
     path = settings.dashboard.history
-    with server.listen(settings.dashboard.listen) as listener, Signals() as signals:
+    with listen(settings.dashboard.listen) as listener, Signals() as signals:
         door = guard.Guard(listener.getsockname()[0], hosts, token)
         history = History(Path(path).expanduser() if path else config.data_path("history.sqlite3"))
         history.open()
@@ -80,7 +69,7 @@ def _serve(settings: config.Config, token: str) -> bool:
             broker=broker,
             started=time.monotonic(),
         )
-        http = server.Server(Dashboard(parts).wsgi, listener)
+        http = server.make(Dashboard(parts).wsgi, listener)
         try:
             collector.start()
             history.start()
@@ -95,7 +84,7 @@ def _serve(settings: config.Config, token: str) -> bool:
             history.close()
 
 
-def _run(http: server.Server, signals: Signals, collector: Collector) -> bool:
+def _run(http: Server, signals: Signals, collector: Collector) -> bool:
     """Serve until a signal; whether the collector was there to the end."""
 
     def tick() -> bool:
@@ -103,11 +92,9 @@ def _run(http: server.Server, signals: Signals, collector: Collector) -> bool:
             sd_notify("WATCHDOG=1")
         return collector.alive
 
-    http.run(signals, min(TURN_S, watchdog_interval_s() or TURN_S), tick)
+    http.run(signals, min(TURN_S, watchdog_interval_s() or TURN_S), tick, server.DRAIN_S)
     if not collector.alive:
         log.error("the collector has ended by itself")
-    log.info("stopping")
-    sd_notify("STOPPING=1")
     return collector.alive
 
 
@@ -133,7 +120,7 @@ def main(argv: list[str]) -> int:
     arguments = _arguments(argv)
     logs.start("dashboard")
     try:
-        values = environment(arguments.env)
+        values = config.environment(arguments.env)
         settings = config.load(arguments.config, values, _flags(arguments))
         if arguments.show_config:
             print(config.show(settings))

@@ -13,16 +13,14 @@ import hmac
 import ipaddress
 import re
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
-
 from dashboard.snapshot import OFF, OPEN, TOKEN
+from dolmetsch.apikeys import Allowance, Windows
 from dolmetsch.errors import ConfigError
 
 MIN_TOKEN_CHARS: Final = 16  # too many to be guessed
@@ -66,7 +64,7 @@ class Guard:
     bound: str
     hosts: frozenset[str]
     token: str = ""
-    _tries: MovingWindowRateLimiter = field(default_factory=lambda: MovingWindowRateLimiter(MemoryStorage()))
+    _tries: Windows = field(default_factory=Windows)
 
     @property
     def local(self) -> bool:
@@ -109,16 +107,17 @@ class Guard:
         return None
 
     def _judge_token(self, environ: Environ) -> Refusal | None:
-        item, peer = RateLimitItemPerMinute(WRONG_TOKENS), str(environ.get("REMOTE_ADDR", ""))
+        allowance, now = Allowance(WRONG_TOKENS, 0), time.monotonic()
+        peer = str(environ.get("REMOTE_ADDR", ""))
         kind, _, given = str(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
         if kind.lower() != "bearer" or not given.strip():
             return Refusal(401, "this needs the token of the dashboard")
-        if not self._tries.test(item, peer):
+        if self._tries.full(peer, allowance, now):
             return Refusal(429, "too many wrong tokens: try again in a minute")
         # latin-1: a header's bytes as they came.
         if hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token.encode()):
             return None
-        self._tries.hit(item, peer)
+        self._tries.take(peer, allowance, 0, now)
         return Refusal(401, "this is not the token of the dashboard")
 
 

@@ -159,6 +159,12 @@ class Windows:
             self._forget(now)
             return window.take(allowance, chars, now)
 
+    def full(self, caller: str, allowance: Allowance, now: float) -> bool:
+        """Whether one more request would be too many; counts nothing."""
+        with self._lock:
+            window = self._windows.get(caller)
+            return window is not None and window.wait_s(allowance, 0, now) > 0
+
     def _forget(self, now: float) -> None:
         """Drop who has been away for a minute, a few at a time, and whoever is too many."""
         for _ in range(2):
@@ -178,16 +184,19 @@ class _Window:
     def idle(self, now: float) -> bool:
         return not self._steps or self._over(self._steps[-1], now)
 
-    def take(self, allowance: Allowance, chars: int, now: float) -> float:
+    def wait_s(self, allowance: Allowance, chars: int, now: float) -> float:
         while self._steps and self._over(self._steps[0], now):
             _, requests, gone = self._steps.popleft()
             self._requests -= requests
             self._chars -= gone
         # More characters than a whole minute's worth may come into an empty window, or they never could.
         room = allowance.chars - min(chars, allowance.chars) if allowance.chars else None
-        wait_s = max(
+        return max(
             self._wait_s(1, allowance.requests - 1 if allowance.requests else None, now), self._wait_s(2, room, now)
         )
+
+    def take(self, allowance: Allowance, chars: int, now: float) -> float:
+        wait_s = self.wait_s(allowance, chars, now)
         if wait_s == 0.0:
             self._requests += 1
             self._chars += chars

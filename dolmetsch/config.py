@@ -6,6 +6,7 @@ Every key is documented here, with its unit, and nowhere else; ``python broker.p
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -278,6 +279,17 @@ def show(config: Config) -> str:
             lines.append(f"{field.name} = {value}  # {meta.description if meta else ''}".rstrip(" #"))
         lines.append("")
     return "\n".join(lines)
+
+
+def environment(path: Path) -> dict[str, str]:
+    """The environment, over what ``path`` (.env) says; that file need not be there. Raises ``ConfigError``."""
+    from dotenv import dotenv_values  # only programs with a secret need it
+
+    try:
+        values = dotenv_values(path) if path.exists() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {type(error).__name__}") from error
+    return {**{name: value for name, value in values.items() if value is not None}, **os.environ}
 
 
 def data_path(name: str) -> Path:

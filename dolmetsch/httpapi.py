@@ -28,7 +28,7 @@ from dolmetsch.detect import UNKNOWN, Detector, Guess
 from dolmetsch.errors import DolmetschError, JobFailed, JobRejected, LedgerError, NoBroker, RemoteError
 from dolmetsch.html import Page, has_words, without_tags
 from dolmetsch.httpspec import Environ, HttpError, Wish, address_of, described, fields_of, texts_of, wish_of
-from dolmetsch.messages import MAX_TEXTS, Answer
+from dolmetsch.messages import MAX_ROUTES, MAX_TEXTS, Answer
 from dolmetsch.reports import Route
 from dolmetsch.threads import Work
 
@@ -277,7 +277,8 @@ class Api:
         routes = self._translator.routes
         if routes is not self._told:
             self._languages = Languages(routes)
-            self._seen |= self._languages.routes
+            if len(self._seen) < MAX_ROUTES:
+                self._seen |= self._languages.routes
             self._told = routes
         return self._languages
 

@@ -163,3 +163,11 @@ def test_no_minute_holds_more_than_is_allowed(steps: list[tuple[float, int]], re
             assert sum(minute) <= max(chars, size)
         else:
             assert 0.0 < wait_s <= WINDOW_S + 1
+
+
+def test_looking_counts_nothing() -> None:
+    windows, once = Windows(), Allowance(1, 0)
+    assert not windows.full("a", once, 0.0) and not windows.full("a", once, 0.0)
+    assert windows.take("a", once, 0, 0.0) == 0.0
+    assert windows.full("a", once, 1.0) and not windows.full("b", once, 1.0)
+    assert not windows.full("a", once, WINDOW_S + 1.0)

@@ -22,7 +22,7 @@ IMPURE = {
 LAYERS = (
     {"errors", "bootstrap", "logs", "lifecycle", "reports"},
     {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
-     "cache", "link", "replybook", "apikeys", "detect"},
+     "cache", "link", "replybook", "apikeys", "serving", "detect"},
     {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec"},
     {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment", "html"},
     {"books", "session", "outbox", "ledger", "decoder", "backlog", "child"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,14 @@ def test_many_threads_each_get_their_own_answers_in_order(client: BlockingClient
     assert client.trouble == ""
     assert {route.route for route in client.routes} == {ROUTE}
     assert client.alive
+
+
+def test_anything_that_the_client_can_do_is_called_from_a_thread(client: BlockingClient) -> None:
+    status = client.call(lambda one: one.status(5.0), 6.0)
+    assert [node.name for node in status.nodes] == ["one"]
+    with pytest.raises(NoBroker):
+        client.call(lambda one: asyncio.sleep(30), 0.05)
+    assert client.translate([Work(ROUTE, ("a",))], deadline_s=5.0)[0].texts == ("a",), "it goes on"
 
 
 def test_alternatives_lanes_and_nothing_to_do(client: BlockingClient) -> None:
