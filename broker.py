@@ -11,31 +11,36 @@ from dolmetsch.bootstrap import in_venv
 in_venv()
 
 import argparse
+import contextlib
 import gc
-import ipaddress
 import os
+import re
 import socket
 import sys
 import time
 import uuid
 from collections import OrderedDict
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from dolmetsch import __version__, config, logs
+from dolmetsch import __version__, config, logs, owner
 from dolmetsch.effects import Beat, Drain, Effect, FromPeer, PeerGone, Persist, Send, Tick
-from dolmetsch.errors import ConfigError, DolmetschError, RemoteError
+from dolmetsch.errors import DolmetschError, RemoteError
+from dolmetsch.gate import Gate
+from dolmetsch.keys import KeyPair, fingerprint, is_loopback, own_pair, remember_broker
 from dolmetsch.ledger import SqliteLedger
 from dolmetsch.lifecycle import Signals, sd_notify
-from dolmetsch.messages import Error
+from dolmetsch.messages import APPROVE, REFUSE, Error, Manage, Managed, Message
 from dolmetsch.reports import BrokerHealth
 from dolmetsch.scheduler import Scheduler
 from dolmetsch.stats import ProcessSampler
-from dolmetsch.transport import PubPort, RouterPort, address, telemetry_address
+from dolmetsch.transport import PubPort, RouterPort, address, door_address, telemetry_address
 from dolmetsch.wire import decode
+
+if TYPE_CHECKING:
+    from dolmetsch.discovery import Announcer
 
 TICK_MESSAGES: Final = 256  # messages read in one turn ...
 TICK_S: Final = 0.02  # ... or as many as fit into this, so that a flood cannot keep others waiting
@@ -44,16 +49,29 @@ WAIT_S: Final = 1.0  # the longest wait for something to happen
 PUBLISH_S: Final = 1.0
 TIDY_S: Final = 2.0  # seconds without a commit after which deleted texts are wiped from the write-ahead log
 ANSWERED: Final = 256  # peers remembered as told that they are not understood
+NOT_ALLOWED: Final = Error(
+    code="not_allowed",
+    detail="this computer's key may not do that, or was revoked: ask for an invitation (python broker.py invite)",
+)
+NO_KEYS: Final = "this broker has no keys: nobody needs to be let in"
 
 
 class Broker:
     """The loop's state: the scheduler, its ledger and its socket."""
 
-    def __init__(self, settings: config.Config, ledger: SqliteLedger, port: RouterPort, stage: PubPort | None) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        ledger: SqliteLedger,
+        port: RouterPort,
+        stage: PubPort | None,
+        gate: Gate | None,
+    ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._port = port
         self._stage = stage  # where telemetry is published
+        self._gate = gate  # None: no keys, on this computer alone
         self._sampler = ProcessSampler()
         self._publish_at = time.monotonic()
         self._log = logs.start("broker")
@@ -74,6 +92,8 @@ class Broker:
         poller = zmq.Poller()
         poller.register(self._port.socket, zmq.POLLIN)
         poller.register(signals.fd, zmq.POLLIN)
+        for socket_ in [] if self._gate is None else self._gate.sockets:
+            poller.register(socket_, zmq.POLLIN)
         stop_at: float | None = None
         while not signals.force:
             ready = dict(poller.poll(self._wait_ms()))
@@ -101,13 +121,18 @@ class Broker:
     def _turn(self, now: float) -> None:
         effects: list[Effect] = []
         until = now + (TICK_S if self.scheduler.leased else FIRST_TICK_S)
-        for peer, *frames in self._port.receive(TICK_MESSAGES):
+        for peer in [] if self._gate is None else self._gate.turn(now):
+            effects += self.scheduler.handle(PeerGone(peer), now)
+        for arrival in self._port.receive(TICK_MESSAGES):
             try:
-                message = decode(frames)
+                message = decode(arrival.frames)
             except RemoteError as error:
-                self._not_understood(peer, error)
+                self._not_understood(arrival.peer, error)
                 continue
-            effects += self.scheduler.handle(FromPeer(peer, message), now)
+            if self._gate is None or self._gate.may_send(arrival, message, now):
+                effects += self._take(arrival.peer, message, now)
+            else:
+                self._tell(arrival.peer, NOT_ALLOWED)
             if time.monotonic() >= until:
                 break
         effects += self.scheduler.handle(Tick(), now)
@@ -118,6 +143,13 @@ class Broker:
         if self._tidy_at is not None and now >= self._tidy_at:
             self._ledger.tidy()
             self._tidy_at = None
+
+    def _take(self, peer: bytes, message: Message, now: float) -> list[Effect]:
+        if isinstance(message, Manage) and message.action in (APPROVE, REFUSE):
+            if self._gate is None:
+                return [Send(peer, Managed(action=message.action, node=message.node, count=0, problem=NO_KEYS))]
+            return [Send(peer, self._gate.manage(message))]
+        return self.scheduler.handle(FromPeer(peer, message), now)
 
     def _carry_out(self, effects: list[Effect], now: float) -> None:
         """Commit, then send; what the sends reveal may call for another round."""
@@ -148,18 +180,24 @@ class Broker:
             rss_bytes=process.rss_bytes,
             ledger_bytes=used,
             disk_free_bytes=free,
+            waiting=() if self._gate is None else self._gate.waiting,
         )
 
     def _not_understood(self, peer: bytes, error: RemoteError) -> None:
         """Count it, and say so once to each peer: answering every one would let a stranger make us talk."""
         self.scheduler.books.tally.bad_frames += 1
+        if self._tell(peer, Error(code=error.code, detail=error.detail)):
+            self._log.warning("not understood, from %s: %s", peer[:80].hex(), error)
+
+    def _tell(self, peer: bytes, error: Error) -> bool:
+        """Say what is wrong, once to each peer; whether that was now."""
         if peer in self._told:
-            return
+            return False
         self._told[peer] = None
         if len(self._told) > ANSWERED:
             self._told.popitem(last=False)
-        self._log.warning("not understood, from %s: %s", peer[:80].hex(), error)
-        self._port.send(peer, Error(code=error.code, detail=error.detail))
+        self._port.send(peer, error)
+        return True
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -167,27 +205,14 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--bind", metavar="ADDRESS", help="listen here (default tcp://127.0.0.1:5570)")
     parser.add_argument("--ledger", metavar="PATH", help="file that keeps accepted jobs")
     parser.add_argument("--config", metavar="PATH", type=Path, help="a TOML file; --show-config prints its keys")
-    parser.add_argument("--insecure", action="store_true", help="listen beyond this computer without keys")
     parser.add_argument("--show-config", action="store_true", help="print the configuration in force, and end")
     parser.add_argument("--version", action="version", version=f"dolmetsch {__version__}")
+    owner.add_commands(parser)
     return parser.parse_args(argv)
 
 
-def _check_reach(where: str, insecure: bool) -> None:
-    """Beyond loopback anybody on the network could read along and send jobs, so that takes a clear word."""
-    host = urlsplit(where).hostname or ""
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local and not insecure:
-        raise ConfigError(
-            f"{where} is open to the whole network, and there are no keys: add --insecure if you trust that network"
-        )
-
-
 def main(argv: list[str]) -> int:
-    """Run a broker until SIGTERM or SIGINT; the exit status."""
+    """Run a broker until SIGTERM or SIGINT, or carry out a command of its owner; the exit status."""
     arguments = _arguments(argv)
     log = logs.start("broker")
     try:
@@ -196,15 +221,13 @@ def main(argv: list[str]) -> int:
         if arguments.show_config:
             print(config.show(settings))
             return 0
-        where = address(settings.broker.bind)
-        telemetry = _telemetry(settings.broker.telemetry, where)
-        for one in (where, telemetry):
-            if one is not None:
-                _check_reach(one, arguments.insecure)
+        if arguments.command is not None:
+            owner.run(arguments, settings)
+            return 0
         path = (
             Path(settings.broker.ledger).expanduser() if settings.broker.ledger else config.data_path("ledger.sqlite3")
         )
-        _serve(settings, where, telemetry, path)
+        _serve(settings, path)
     except DolmetschError as error:
         log.error("%s", error)
         return 1
@@ -212,36 +235,74 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _telemetry(wanted: str, broker: str) -> str | None:
-    if wanted == "off":
+def _addresses(settings: config.BrokerConfig) -> tuple[str, str | None, str | None]:
+    """Where to listen, publish and enrol. Raises ``TransportError``."""
+    where = address(settings.bind)
+    telemetry = None if settings.telemetry == "off" else settings.telemetry or telemetry_address(where)
+    door = None if settings.door == "off" else settings.door or door_address(where)
+    return where, telemetry and address(telemetry), door and address(door)
+
+
+def _open_gate(
+    settings: config.Config, context: zmq.Context[zmq.Socket[bytes]], places: tuple[str, str | None, str | None]
+) -> Gate | None:
+    """The gate, wherever anybody else could connect, and always once there is a key. Raises ``KeyFileError``."""
+    log = logs.start("broker")
+    where, telemetry, _ = places
+    beyond = [one for one in (where, telemetry) if one is not None and not is_loopback(one)]
+    if not beyond and not owner.has_pair(settings):
         return None
-    return address(wanted) if wanted else telemetry_address(broker)
+    pair = owner.broker_pair(settings)
+    ring = owner.keyring(settings)
+    log.info("only keys on the allow-list may connect; this broker's has the fingerprint %s", fingerprint(pair.public))
+    # The same user's programs on this computer need no invitation: who reads the broker's own key needs none.
+    ring.own(own_pair(settings.keys).public, "this computer")
+    here = re.sub(r"//(0\.0\.0\.0|\*|\[::\]):", "//127.0.0.1:", where)
+    remember_broker(settings.keys, here, pair.public, first=False)
+    return Gate(context, pair, ring)
 
 
-def _serve(settings: config.Config, where: str, telemetry: str | None, path: Path) -> None:
+def _announce(where: str, door: str, pair: KeyPair) -> Announcer:
+    from dolmetsch.discovery import Announcer  # a tenth of a second and 11 MB that a broker on loopback need not spend
+
+    announcer = Announcer(owner.reachable(where), door, pair.public)
+    announcer.start()
+    return announcer
+
+
+def _serve(settings: config.Config, path: Path) -> None:
     log = logs.start("broker")
     # Jobs are many, long-lived and free of cycles: frequent full collections would only walk them.
     gc.set_threshold(50_000, 20, 100)
+    where, telemetry, door = places = _addresses(settings.broker)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    port = RouterPort(context)
-    stage = None if telemetry is None else PubPort(context)
-    ledger = SqliteLedger(path, settings.scheduler.max_settled)
-    try:
-        bound = port.bind(where)  # first of all: a second broker must not touch the ledger
-        if stage is not None and telemetry is not None:
+    with contextlib.ExitStack() as stack:
+        stack.callback(context.term)
+        gate = _open_gate(settings, context, places)
+        if gate is not None:
+            stack.callback(gate.close)
+        pair = None if gate is None else gate.pair
+        port = RouterPort(context, pair)
+        stack.callback(port.close)
+        bound = port.bind(where)  # before the ledger is opened: a second broker must not touch it
+        stage = None
+        if telemetry is not None:
+            stage = PubPort(context, pair)
+            stack.callback(stage.close)
             stage.bind(telemetry)
+        if gate is not None and door is not None:
+            door = gate.open_door(door)
+            log.info("newcomers enrol at %s (python broker.py invite)", door)
+            if settings.broker.announce and not is_loopback(where):
+                stack.callback(_announce(bound, door, gate.pair).close)
+        ledger = SqliteLedger(path, settings.scheduler.max_settled)
+        stack.callback(ledger.close)
         with Signals() as signals:
-            broker = Broker(settings, ledger, port, stage)
+            broker = Broker(settings, ledger, port, stage, gate)
             broker.recover()
             log.info("listening at %s, ledger %s", bound, path)
             sd_notify("READY=1")
             broker.run(signals)
-    finally:
-        ledger.close()
-        port.close()
-        if stage is not None:
-            stage.close()
-        context.term()
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ from dolmetsch.admission import ROUTE
 from dolmetsch.client import INTERACTIVE, Answer, Client
 from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, NoBroker
 from dolmetsch.lines import Line, LineRun, Order, Progress, check_input, file_lines, pipe_lines
-from dolmetsch.messages import MAX_TEXT_CHARS, REQUEUE, Status
-from dolmetsch.transport import address
+from dolmetsch.messages import DRAIN, MAX_TEXT_CHARS, REQUEUE, RESUME, Status
+from dolmetsch.transport import Broker, broker_of
 
 CONNECT_S: Final = 5.0  # a broker on the LAN answers in milliseconds
 TEXT_DEADLINE_S: Final = 60.0
 FILE_DEADLINE_S: Final = 3600.0
 LOOK_S: Final = 0.2
+NODE_S: Final = 120.0  # for a node to finish what it holds, or to load its models
 INTERRUPTED: Final = 130  # what a shell expects after Ctrl-C
 
 
@@ -53,6 +54,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, metavar="PATH", help="a TOML file, as for node.py")
     parser.add_argument("--status", action="store_true", help="show the cluster instead")
     parser.add_argument("--wait", type=float, metavar="S", help="wait up to S seconds until the cluster can translate")
+    parser.add_argument("--drain", metavar="NODE", help="give this node no more work, and wait until it holds none")
+    parser.add_argument("--resume", metavar="NODE", help="give it work again, and wait until it can translate")
     parser.add_argument("--requeue-dead", action="store_true", help="send all dead letters round again")
     parser.add_argument("--version", action="version", version=f"dolmetsch {__version__}")
     arguments = parser.parse_args(argv)
@@ -173,11 +176,11 @@ def _order(arguments: argparse.Namespace, run_id: str) -> Order:
     return Order(route=_route(arguments.route), tenant=_user(), deadline_s=deadline_s, run_id=run_id)
 
 
-async def _file(where: str, arguments: argparse.Namespace) -> int:
+async def _file(broker: Broker, arguments: argparse.Namespace) -> int:
     route = _route(arguments.route)
     source, total = check_input(arguments.file, route + ("/json" if arguments.json else ""))
     if arguments.out is None:
-        async with _connect(where, f"cli-{uuid.uuid4().hex[:12]}") as client:
+        async with _connect(broker, f"cli-{uuid.uuid4().hex[:12]}") as client:
             order = _order(arguments, uuid.uuid4().hex)
             output = _Output(sys.stdout, order.route, arguments.json, None, total)
             return await _many_lines(client, order, output, file_lines(arguments.file, 0))
@@ -189,7 +192,7 @@ async def _file(where: str, arguments: argparse.Namespace) -> int:
         stack.enter_context(out)
         early: dict[bytes, Answer] = {}
         gateway = f"cli-{progress.run_id[:12]}"
-        client = await stack.enter_async_context(_connect(where, gateway, lambda one: _keep(early, one)))
+        client = await stack.enter_async_context(_connect(broker, gateway, lambda one: _keep(early, one)))
         if progress.written:
             print(f"going on behind line {progress.written} of {total}", file=sys.stderr)
         output = _Output(out, route, arguments.json, progress, total)
@@ -205,16 +208,18 @@ def _keep(early: dict[bytes, Answer], answer: Answer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connect(where: str, gateway: str, on_stray: Callable[[Answer], None] | None = None) -> AsyncIterator[Client]:
-    async with Client(where, gateway=gateway, on_stray=on_stray) as client:
+async def _connect(
+    broker: Broker, gateway: str, on_stray: Callable[[Answer], None] | None = None
+) -> AsyncIterator[Client]:
+    async with Client(broker.where, gateway=gateway, keys=broker.keys, on_stray=on_stray) as client:
         await client.wait_up(CONNECT_S)
         yield client
 
 
-async def _wait_ready(where: str, within_s: float) -> int:
+async def _wait_ready(broker: Broker, within_s: float) -> int:
     loop = asyncio.get_running_loop()
     until = loop.time() + within_s
-    async with Client(where, gateway=f"cli-{uuid.uuid4().hex[:12]}") as client:
+    async with Client(broker.where, gateway=f"cli-{uuid.uuid4().hex[:12]}", keys=broker.keys) as client:
         while (left_s := until - loop.time()) > 0:
             with contextlib.suppress(NoBroker):
                 status = await client.status(left_s)
@@ -222,7 +227,32 @@ async def _wait_ready(where: str, within_s: float) -> int:
                     print(_ready_line(status), flush=True)
                     return 0
             await asyncio.sleep(LOOK_S)
-    raise NoBroker(where, within_s) if client.trouble else InputError(f"no node could translate within {within_s:g} s")
+        refusal = client.refusal
+    if client.trouble:
+        raise NoBroker(broker.where, within_s, refusal)
+    raise InputError(f"no node could translate within {within_s:g} s")
+
+
+async def _move_node(broker: Broker, arguments: argparse.Namespace) -> int:
+    """Drain or resume a node, and wait until that is so."""
+    name, action = (arguments.drain, DRAIN) if arguments.drain else (arguments.resume, RESUME)
+    within_s = NODE_S if arguments.wait is None else arguments.wait
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within_s
+    async with _connect(broker, f"cli-{uuid.uuid4().hex[:12]}") as client:
+        managed = await client.manage(action, node=name)
+        if managed.problem:
+            raise InputError(managed.problem)
+        while (left_s := until - loop.time()) > 0:
+            status = await client.status(left_s)
+            node = next((one for one in status.nodes if one.name == name), None)
+            if node is None:
+                raise InputError(f"{name} has left the cluster")
+            if node.leased == 0 if action == DRAIN else node.state == "ready" and node.workers > 0:
+                print(f"{name} {'holds nothing any more' if action == DRAIN else 'takes work again'}")
+                return 0
+            await asyncio.sleep(LOOK_S)
+    raise InputError(f"{name} still {'holds jobs' if action == DRAIN else 'cannot work'} after {within_s:g} s")
 
 
 def _count(number: int, what: str) -> str:
@@ -267,12 +297,14 @@ def _show_status(status: Status, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-async def _run(arguments: argparse.Namespace, where: str) -> int:
+async def _run(arguments: argparse.Namespace, broker: Broker) -> int:
+    if arguments.drain or arguments.resume:
+        return await _move_node(broker, arguments)
     if arguments.wait is not None:
-        return await _wait_ready(where, arguments.wait)
+        return await _wait_ready(broker, arguments.wait)
     if arguments.file:
-        return await _file(where, arguments)
-    async with _connect(where, f"cli-{uuid.uuid4().hex[:12]}") as client:
+        return await _file(broker, arguments)
+    async with _connect(broker, f"cli-{uuid.uuid4().hex[:12]}") as client:
         if arguments.status:
             print(_show_status(await client.status(), arguments.json))
             return 0
@@ -284,12 +316,12 @@ async def _run(arguments: argparse.Namespace, where: str) -> int:
         return await _standard_input(client, arguments)
 
 
-async def _interruptible(arguments: argparse.Namespace, where: str) -> int:
+async def _interruptible(arguments: argparse.Namespace, broker: Broker) -> int:
     """SIGTERM ends a run like Ctrl-C: what is written stays written."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await _run(arguments, where)
+    return await _run(arguments, broker)
 
 
 def main(argv: list[str]) -> int:
@@ -297,7 +329,7 @@ def main(argv: list[str]) -> int:
     arguments = _arguments(argv)
     try:
         settings = config.load(arguments.config, os.environ, {"node": {"broker": arguments.broker}})
-        status = asyncio.run(_interruptible(arguments, address(settings.node.broker)))
+        status = asyncio.run(_interruptible(arguments, broker_of(settings)))
         sys.stdout.flush()
         return status
     except (KeyboardInterrupt, asyncio.CancelledError):

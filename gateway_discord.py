@@ -30,9 +30,10 @@ from dolmetsch.backoff import Backoff
 from dolmetsch.bot import PERMISSIONS, Bot
 from dolmetsch.errors import ConfigError, DolmetschError
 from dolmetsch.flags import Flags
+from dolmetsch.lifecycle import sd_notify, watchdog_interval_s
 from dolmetsch.postbox import passing
 from dolmetsch.replybook import ReplyBook
-from dolmetsch.transport import address
+from dolmetsch.transport import broker_of
 
 HOUSE: Final = Path(__file__).resolve().parent
 FLAGS: Final = HOUSE / "dolmetsch" / "flags.toml"
@@ -94,6 +95,7 @@ async def _serve(settings: config.Config, token: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {flags_path}: {type(error).__name__}") from error
     state = Path(discord_config.state) if discord_config.state else config.data_path("discord.sqlite3")
+    broker, keys = broker_of(settings)
     book = ReplyBook(state, discord_config.window_s)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -101,13 +103,23 @@ async def _serve(settings: config.Config, token: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     pauses = Backoff(random.Random(), most_s=AWAY_S)
+    feeding = loop.create_task(_feed_watchdog())
+    sd_notify("READY=1")  # Discord need not be there yet: after a power cut the router comes up last
     try:
-        while not await _run(Bot(discord_config, address(settings.node.broker), flags, book), token):
+        while not await _run(Bot(discord_config, broker, keys, flags, book), token):
             await asyncio.sleep(pauses.next_s())
     except asyncio.CancelledError:
-        pass  # a signal says stop
+        sd_notify("STOPPING=1")  # a signal says stop
     finally:
+        feeding.cancel()
         book.close()
+
+
+async def _feed_watchdog() -> None:
+    """For as long as the loop turns: whatever blocks it blocks the bot."""
+    while (pause_s := watchdog_interval_s()) is not None:
+        sd_notify("WATCHDOG=1")
+        await asyncio.sleep(pause_s)
 
 
 async def _run(bot: Bot, token: str) -> bool:

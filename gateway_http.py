@@ -30,7 +30,7 @@ from dolmetsch.httpspec import too_large
 from dolmetsch.lifecycle import Signals, sd_notify, watchdog_interval_s
 from dolmetsch.serving import Headers, Server, host_and_port, listen
 from dolmetsch.threads import BlockingClient
-from dolmetsch.transport import address
+from dolmetsch.transport import broker_of
 
 SPARE_THREADS: Final = 8  # above those that translate: for languages, health, refusals
 MAX_HEADER_BYTES: Final = 64 * 2**10  # a form may come in the query
@@ -144,10 +144,10 @@ def _serve(settings: config.Config, opened: bool) -> bool:
     with _listen(where, settings.http, opened) as listener, Signals() as signals:
         # Here and not with the first request: its model takes half a second and 100 MB, and serves all threads.
         detector = Detector()
-        broker = address(settings.node.broker)
+        broker, credentials = broker_of(settings)
         # The name is this gateway's alone: of two with one name, the broker would give one the other's answers.
         name = f"http-{socket.gethostname()[:64]}-{listener.getsockname()[1]}"
-        with BlockingClient(broker, gateway=name, kind="http", units=holders) as client:
+        with BlockingClient(broker, gateway=name, kind="http", keys=credentials, units=holders) as client:
             server = _server(Api(settings.http, client, keys, detector).app, listener, settings.http)
             log.info("listening at http://%s, broker %s", where, broker)
             sd_notify("READY=1")

@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import IO, Final
 from urllib.parse import urlsplit
 
+import msgspec
 import zmq
 
 from dolmetsch import __version__, config, logs
+from dolmetsch.enrol import enrol
 from dolmetsch.errors import ConfigError, DolmetschError, NodeError, RemoteError
+from dolmetsch.keys import Invitation, fingerprint, read_invitation
 from dolmetsch.lifecycle import Signals, sd_notify
-from dolmetsch.messages import BULK, LeasedJob
+from dolmetsch.messages import BULK, Error, LeasedJob
 from dolmetsch.pool import Load, Pool, PoolJob, PoolOutcome
 from dolmetsch.reports import ChildStatus, Route
 from dolmetsch.session import (
@@ -50,13 +53,14 @@ from dolmetsch.session import (
     Tick,
 )
 from dolmetsch.stats import HostStats, Sampler, about_machine
-from dolmetsch.transport import DealerPort, address
+from dolmetsch.transport import DealerPort, address, broker_of
 from dolmetsch.wire import decode
 
 BEAT_S: Final = 1.0  # until the broker says otherwise
 TICK_S: Final = 0.1  # how often the pool is looked at while nothing happens
 READ_AT_ONCE: Final = 64
 CLOSE_S: Final = 3.0  # children have this long to end once the session is over
+SILENT: Final = "does not answer"
 NAMES: Final = 64  # nodes on one host that may run without --name
 
 
@@ -78,7 +82,7 @@ class Node:
         self._polled: dict[int, bool] = {}
         self._offered: tuple[dict[str, str], int] = ({}, 0)
         self._died = ""
-        self._down_said = False
+        self._trouble = ""
         self._left: Leave | None = None
 
     def run(self, signals: Signals) -> None:
@@ -140,6 +144,8 @@ class Node:
                     raise NodeError(error.detail) from error
                 self._log.warning("not understood, from the broker: %s", error)
                 continue
+            if isinstance(message, Error) and message.code == "not_allowed":
+                self._say_trouble(f"says: {message.detail}")
             self._handle(FromBroker(message), now)
         if now >= self._beat_at:
             self._beat(now)
@@ -189,6 +195,12 @@ class Node:
         )
         self._handle(Beat(health), now)
 
+    def _say_trouble(self, what: str) -> None:
+        """Once, until it is another trouble or none: it may last for days."""
+        if what != self._trouble and (what != SILENT or not self._trouble):
+            self._trouble = what
+            self._log.warning("the broker at %s %s; trying again until it takes us", self._port.where, what)
+
     def _handle(self, event: FromBroker | Offer | Ended | Beat | Tick | Drain, now: float) -> None:
         for effect in self._session.handle(event, now):
             self._carry_out(effect, now)
@@ -208,12 +220,10 @@ class Node:
                 self._poller.unregister(self._port.socket)
                 self._port.reconnect()
                 self._poller.register(self._port.socket, zmq.POLLIN)
-                if not self._down_said:
-                    self._down_said = True
-                    self._log.warning("no broker answers at %s; trying again until one does", self._port.where)
+                self._say_trouble(self._port.trouble or SILENT)
             case Joined(_, heartbeat_s):
                 self._beat_s = heartbeat_s
-                self._down_said = False
+                self._trouble = ""
                 self._beat_at = now  # the broker does not know our health yet
                 self._log.info("joined %s, workers: %d", self._port.where, self._pool.ready)
                 sd_notify("READY=1")
@@ -284,6 +294,8 @@ def _is_here(broker: str) -> bool:
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="node.py", description="Lends this machine's cores to a dolmetsch cluster.")
     parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--join", metavar="INVITATION", help="enrol with what `python broker.py invite` printed")
+    parser.add_argument("--discover", action="store_true", help="find the broker in this network, and ask to be let in")
     parser.add_argument("--name", help="name in the cluster (default: made from the host's)")
     parser.add_argument("--min-workers", type=int, metavar="N", help="children kept at all times (default 1)")
     parser.add_argument("--max-workers", type=int, metavar="N", help="children at most (default: one for each core)")
@@ -325,12 +337,38 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: config.Config, arguments: argparse.Namespace) -> None:
-    log = logs.start("node")
-    broker = address(settings.node.broker)
-    cores = choose_cores(settings.pool.cores, broker)
-    name, lock = (settings.node.name, None) if settings.node.name else default_name()
     if arguments.engine == "echo":
-        log.warning("echo engine: texts come back unchanged; this is for benchmarks only")
+        logs.start("node").warning("echo engine: texts come back unchanged; this is for benchmarks only")
+    name, lock = (settings.node.name, None) if settings.node.name else default_name()
+    try:
+        with Signals() as signals:
+            invitation = _invitation(arguments, settings.node.broker)
+            if invitation is not None:
+                if not enrol(settings.keys, invitation, name, signals):
+                    return
+                settings = msgspec.structs.replace(settings, node=msgspec.structs.replace(settings.node, broker=""))
+            _work(settings, arguments, name, signals)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _invitation(arguments: argparse.Namespace, wanted: str) -> Invitation | None:
+    """What to knock with: an invitation that was given, or one without a token for the broker that was found."""
+    if arguments.join is not None:
+        return read_invitation(arguments.join)
+    if not arguments.discover:
+        return None
+    from dolmetsch.discovery import find, the_broker  # a tenth of a second that others need not wait for
+
+    found = the_broker(find(), address(wanted) if wanted else None)
+    logs.start("node").info("found %s at %s, its key is %s", found.name, found.broker, fingerprint(found.key))
+    return Invitation(found.broker, found.door, found.key, b"")
+
+
+def _work(settings: config.Config, arguments: argparse.Namespace, name: str, signals: Signals) -> None:
+    broker, keys = broker_of(settings)
+    cores = choose_cores(settings.pool.cores, broker)
     pool = Pool(
         settings.pool,
         settings.engine,
@@ -344,16 +382,13 @@ def _serve(settings: config.Config, arguments: argparse.Namespace) -> None:
     about, now = about_machine(), time.monotonic()
     session = Session(name=name, incarnation=incarnation, engine=arguments.engine, rng=rng, now=now, about=about)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    port = DealerPort(context, broker, f"node/{name}/{incarnation}")
-    log.info("%s: children on cores %s, broker %s", name, ",".join(map(str, cores)), broker)
+    port = DealerPort(context, broker, f"node/{name}/{incarnation}", keys)
+    logs.start("node").info("%s: children on cores %s, broker %s", name, ",".join(map(str, cores)), broker)
     try:
-        with Signals() as signals:
-            Node(settings, session, pool, port).run(signals)
+        Node(settings, session, pool, port).run(signals)
     finally:
         port.close()
         context.term()
-        if lock is not None:
-            lock.close()
 
 
 if __name__ == "__main__":

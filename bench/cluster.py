@@ -26,15 +26,16 @@ END_S: Final = 15.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, nor on the next one, where a broker publishes its telemetry."""
+    """A port that nobody listens on now, nor on the next two: a broker's telemetry and its door."""
     for _ in range(100):
-        with socket.socket() as one, socket.socket() as two:
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
             one.bind(("127.0.0.1", 0))
             port: int = one.getsockname()[1]
             with contextlib.suppress(OSError, OverflowError):
                 two.bind(("127.0.0.1", port + 1))
+                three.bind(("127.0.0.1", port + 2))
                 return port
-    raise RuntimeError("no two free ports in a row")
+    raise RuntimeError("no three free ports in a row")
 
 
 class Cluster:

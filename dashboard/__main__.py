@@ -29,7 +29,7 @@ from dolmetsch import __version__, config, logs
 from dolmetsch.errors import DolmetschError
 from dolmetsch.lifecycle import Signals, sd_notify, watchdog_interval_s
 from dolmetsch.serving import Server, listen
-from dolmetsch.transport import address, telemetry_address
+from dolmetsch.transport import address, broker_of, telemetry_address
 
 HOUSE: Final = Path(__file__).resolve().parent.parent
 TURN_S: Final = 1.0  # the main loop looks at the collector at least so often
@@ -52,7 +52,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def _serve(settings: config.Config, token: str) -> bool:
     """Serve until a signal; False when the dashboard has gone blind."""
-    broker = address(settings.node.broker)
+    broker, keys = broker_of(settings)
     where = address(settings.dashboard.telemetry) if settings.dashboard.telemetry else telemetry_address(broker)
     hosts = guard.names(settings.dashboard.hosts)
     path = settings.dashboard.history
@@ -60,7 +60,7 @@ def _serve(settings: config.Config, token: str) -> bool:
         door = guard.Guard(listener.getsockname()[0], hosts, token)
         history = History(Path(path).expanduser() if path else config.data_path("history.sqlite3"))
         history.open()
-        collector, operator = Collector(where, broker, history), Operator(broker)
+        collector, operator = Collector(where, broker, history, keys), Operator(broker, keys)
         parts = Parts(
             collector=collector,
             history=history,

@@ -19,6 +19,7 @@ from dashboard.watch import SILENCE_S, Watch
 from dolmetsch import logs
 from dolmetsch.backoff import Backoff
 from dolmetsch.errors import RemoteError, TransportError
+from dolmetsch.keys import Credentials
 from dolmetsch.messages import Telemetry
 from dolmetsch.transport import SubPort
 from dolmetsch.wire import decode
@@ -37,8 +38,9 @@ log = logging.getLogger("collector")
 class Collector:
     """Listens at ``where`` for the broker at ``broker``; what it hears goes into ``history``."""
 
-    def __init__(self, where: str, broker: str, history: History) -> None:
+    def __init__(self, where: str, broker: str, history: History, keys: Credentials | None = None) -> None:
         self.where = where
+        self._keys = keys
         self._history = history
         self._watch = Watch(broker, time.monotonic(), time.time())
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -55,7 +57,7 @@ class Collector:
 
     def start(self) -> None:
         """Listen from now on. Raises ``TransportError`` for an address that is none."""
-        self._port = SubPort(self._context, self.where)
+        self._port = SubPort(self._context, self.where, self._keys)
         self._thread.start()
 
     def close(self) -> None:
@@ -124,7 +126,7 @@ class Collector:
         """The connection may be one that nobody has told us is dead, or the name may mean another address now."""
         try:
             if self._port is None:
-                self._port = SubPort(self._context, self.where)
+                self._port = SubPort(self._context, self.where, self._keys)
             else:
                 port, self._port = self._port, None
                 port.reconnect()

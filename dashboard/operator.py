@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from dolmetsch.client import INTERACTIVE, Answer, Client
 from dolmetsch.errors import NoBroker
+from dolmetsch.keys import Credentials
 from dolmetsch.messages import Managed
 from dolmetsch.threads import BlockingClient
 
@@ -46,8 +47,9 @@ class Hands(Protocol):
 class Operator:
     """Hands with a client behind them."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, keys: Credentials | None = None) -> None:
         self._where = where
+        self._keys = keys
         self._places = threading.BoundedSemaphore(AT_ONCE)
         self._lock = threading.Lock()
         self._client: BlockingClient | None = None
@@ -96,7 +98,7 @@ class Operator:
             if self._client is None or not self._client.alive:
                 # The name is this process's alone: of two with one name, the broker would give one the other's results.
                 name = f"dashboard-{uuid.uuid4().hex[:12]}"
-                self._client = BlockingClient(self._where, gateway=name, kind="dashboard").__enter__()
+                self._client = BlockingClient(self._where, gateway=name, kind="dashboard", keys=self._keys).__enter__()
             return self._client
 
 

@@ -21,6 +21,7 @@ from dolmetsch.config import DiscordConfig
 from dolmetsch.correspondence import Correspondence
 from dolmetsch.errors import DolmetschError
 from dolmetsch.flags import Flags
+from dolmetsch.keys import Credentials
 from dolmetsch.logs import trace
 from dolmetsch.manners import Asker, Manners
 from dolmetsch.messages import Answer
@@ -58,14 +59,16 @@ def intents() -> discord.Intents:
 class Bot(discord.Client):
     """One connection to Discord, and one to the broker, for as long as it is entered."""
 
-    def __init__(self, config: DiscordConfig, broker: str, flags: Flags, book: ReplyBook) -> None:
+    def __init__(
+        self, config: DiscordConfig, broker: str, keys: Credentials | None, flags: Flags, book: ReplyBook
+    ) -> None:
         super().__init__(
             intents=intents(), allowed_mentions=SILENT, chunk_guilds_at_startup=False, guild_ready_timeout=GUILDS_S
         )
         self._config = config
         self._flags = flags
         self._manners = Manners(config)
-        self._client = Client(broker, gateway="discord", on_stray=self._stray)
+        self._client = Client(broker, gateway="discord", keys=keys, on_stray=self._stray)
         self._correspondence = Correspondence(self, self._client, book, flags, config)
         self._commands = Commands(self._client, flags, self._manners, config)
         self._tree = app_commands.CommandTree(self)

@@ -22,6 +22,7 @@ from typing import Final, Self, TypeVar
 import zmq
 
 from dolmetsch.errors import DolmetschError, JobFailed, JobRejected, JobSettled, NoBroker, RemoteError
+from dolmetsch.keys import Credentials
 from dolmetsch.messages import BULK, INTERACTIVE, Answer, JobSpec, Manage, Managed, Report, Status
 from dolmetsch.outbox import (
     Deliver,
@@ -71,14 +72,23 @@ async def _within(future: asyncio.Future[Value], within_s: float, where: str) ->
 
 
 class Client:
-    """A connection to the broker. ``gateway`` is the name under which results are kept for the next process.
+    """A connection to the broker. ``gateway`` is the name under which results are kept for the next process; ``keys``
+    are needed for a broker beyond this computer.
 
     ``on_stray`` takes results that an earlier process of this gateway asked for; it must ``ack`` them when they are
     safe. Without it they are acked unread.
     """
 
-    def __init__(self, where: str, *, gateway: str, on_stray: Callable[[Answer], None] | None = None) -> None:
+    def __init__(
+        self,
+        where: str,
+        *,
+        gateway: str,
+        keys: Credentials | None = None,
+        on_stray: Callable[[Answer], None] | None = None,
+    ) -> None:
         self._where = where
+        self._keys = keys
         self._gateway = gateway
         self._incarnation = uuid.uuid4().hex
         self._on_stray = on_stray
@@ -96,7 +106,8 @@ class Client:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._port = DealerPort(self._context, self._where, f"gateway/{self._gateway}/{self._incarnation}")
+        name = f"gateway/{self._gateway}/{self._incarnation}"
+        self._port = DealerPort(self._context, self._where, name, self._keys)
         self._outbox = Outbox(
             gateway=self._gateway, incarnation=self._incarnation, rng=random.Random(), now=time.monotonic()
         )
@@ -120,12 +131,17 @@ class Client:
 
     # ---- for gateways ----
 
+    @property
+    def refusal(self) -> str:
+        """Why the broker and this program do not take each other's keys, in words; empty when that is not so."""
+        return self._port.trouble
+
     async def wait_up(self, within_s: float) -> None:
         """Return once the broker has welcomed us. Raises ``NoBroker``, or ``RemoteError`` if it speaks otherwise."""
         try:
             await asyncio.wait_for(self._up.wait(), within_s)
         except TimeoutError:
-            raise NoBroker(self._where, within_s) from None
+            raise NoBroker(self._where, within_s, self.refusal) from None
         if self._refused is not None:
             raise self._refused
 
@@ -298,7 +314,7 @@ class Client:
                 self._end(job_id, JobSettled(job_id))
             case GiveUp(job_id, after_s):
                 late = JobFailed("deadline", f"there was no result within {after_s:g} s", 0)
-                self._end(job_id, NoBroker(self._where, after_s) if self.trouble else late)
+                self._end(job_id, NoBroker(self._where, after_s, self.refusal) if self.trouble else late)
             case Informed(status):
                 if self._status is not None:
                     self._status.set_result(status)
@@ -310,7 +326,7 @@ class Client:
                 self._port.reconnect()
                 self._watch()
             case Up(routes):
-                self.routes, self.trouble = routes, ""
+                self.routes, self.trouble, self._refused = routes, "", None
                 self._up.set()
             case Offered(routes):
                 self.routes = routes

@@ -33,6 +33,10 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     bind: Annotated[str, Meta(description="address to listen at")] = "tcp://127.0.0.1:5570"
     telemetry: Annotated[str, Meta(description="address to publish at; empty: one port above bind; off: nowhere")] = ""
+    door: Annotated[
+        str, Meta(description="address to enrol at; empty: two ports above bind, where there are keys; off: nowhere")
+    ] = ""
+    announce: Annotated[bool, Meta(description="whether to be found by mDNS, where others can connect")] = True
     ledger: Annotated[str, Meta(description="file that keeps accepted jobs; empty: the user's data folder")] = ""
     drain_s: Annotated[float, Meta(ge=0, le=600, description="seconds a stopping broker waits for what nodes hold")] = (
         5.0
@@ -42,11 +46,23 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who a node is and whom it works for."""
 
-    broker: Annotated[str, Meta(description="address of the broker")] = "tcp://127.0.0.1:5570"
+    broker: Annotated[
+        str, Meta(description="address of the broker; empty: the one joined, else tcp://127.0.0.1:5570")
+    ] = ""
     name: Annotated[str, Meta(max_length=100, description="name in the cluster; empty: made from the host's")] = ""
     drain_s: Annotated[float, Meta(ge=0, le=600, description="seconds a stopping node has to finish what it holds")] = (
         20.0
     )
+
+
+class KeysConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which keys are used beyond this computer. The pairs are files: no secret is a setting."""
+
+    dir: Annotated[str, Meta(description="folder of keys; empty: in the user's data folder")] = ""
+    client: Annotated[
+        str, Meta(description="file with this program's key pair; empty: one in dir, made if need be")
+    ] = ""
+    broker: Annotated[str, Meta(description="public key of the broker to connect to; empty: as joined")] = ""
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,6 +207,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     broker: BrokerConfig = BrokerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     node: NodeConfig = NodeConfig()
+    keys: KeysConfig = KeysConfig()
     pool: PoolConfig = PoolConfig()
     engine: EngineConfig = EngineConfig()
     discord: DiscordConfig = DiscordConfig()
@@ -202,6 +219,7 @@ SECTIONS: Final[Mapping[str, type[Struct]]] = {
     "broker": BrokerConfig,
     "scheduler": SchedulerConfig,
     "node": NodeConfig,
+    "keys": KeysConfig,
     "pool": PoolConfig,
     "engine": EngineConfig,
     "discord": DiscordConfig,

@@ -31,6 +31,10 @@ class ConfigError(DolmetschError):
     """Raised when a configuration file, an environment variable or a flag holds a value that cannot be used."""
 
 
+class KeyFileError(DolmetschError):
+    """Raised when a key file or the allow-list cannot be read or written, is no such file, or is open to others."""
+
+
 class PackageError(DolmetschError):
     """Raised when an Argos package is missing, broken, unsafe to unpack, or cannot be fetched."""
 
@@ -57,11 +61,13 @@ class NodeError(DolmetschError):
 
 
 class NoBroker(DolmetschError):
-    """Raised when no broker answered within ``waited_s`` seconds at ``address``."""
+    """Raised when no broker answered within ``waited_s`` seconds at ``address``; ``why``, where that is known."""
 
-    def __init__(self, address: str, waited_s: float) -> None:
+    def __init__(self, address: str, waited_s: float, why: str = "") -> None:
         super().__init__(
-            f"no broker answered at {address} within {waited_s:g} s: is it running there (python broker.py)?"
+            f"the broker at {address} {why}"
+            if why
+            else f"no broker answered at {address} within {waited_s:g} s: is it running there (python broker.py)?"
         )
         self.address = address
         self.waited_s = waited_s

@@ -54,6 +54,10 @@ RESUME: Final = "resume"  # ... take work again ...
 RESTART: Final = "restart"  # ... start its children anew, one after the other
 REQUEUE: Final = "requeue"  # what an operator may ask for dead letters: round again ...
 PURGE: Final = "purge"  # ... or forget them
+APPROVE: Final = "approve"  # what an operator may ask for a node that waits to be let in: take it ...
+REFUSE: Final = "refuse"  # ... or turn it away
+TOKEN_BYTES: Final = 16
+MAX_WAITING: Final = 32  # nodes that wait to be let in
 
 
 class JobSpec(NamedTuple):
@@ -181,7 +185,8 @@ class Manage:
     """An operator asks for ``action``. Answered with Managed.
 
     ``drain``, ``resume`` and ``restart`` are for the node named in ``node``; ``requeue`` and ``purge`` for the dead
-    letters in ``jobs``, or all of them when that is empty.
+    letters in ``jobs``, or all of them when that is empty; ``approve`` and ``refuse`` for the computer that waits to be
+    let in and whose key has the fingerprint in ``node``.
     """
 
     action: str
@@ -405,6 +410,25 @@ class Order:
     action: str
 
 
+# ---- at the door ----
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knock:
+    """Let me in: ``token`` is an invitation's, or empty to wait for an operator's approval. Answered with Verdict."""
+
+    name: str
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a Knock: ``admitted``, ``pending`` (knock again, to hear more) or ``refused``, and why."""
+
+    state: str
+    detail: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reregister:
     """The broker does not know this peer: introduce yourself again."""
@@ -428,6 +452,7 @@ Message = (
     | Accepted | Rejected | Result | Routes | Status | Managed | Telemetry
     | Register | Heartbeat | Done | Failed | Goodbye
     | Welcome | Lease | Received | Revoke | Order | Reregister | Pong | Error
+    | Knock | Verdict
 )  # fmt: skip
 
 

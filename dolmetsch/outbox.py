@@ -327,7 +327,7 @@ class Outbox:
                 self._effects.append(Informed(message))
             case Managed():
                 self._effects.append(Operated(message))
-            case Error(code="wrong_version" | "full", detail=detail):
+            case Error(code="wrong_version" | "full" | "not_allowed", detail=detail):
                 self._effects.append(Down(detail, True))
             case Error() | Pong():
                 pass

@@ -169,8 +169,16 @@ LATENCY_MS: Final = (
 """Upper bounds, steps of about 1.5: a percentile read from them is right to a fifth."""
 
 
+class Waiting(NamedTuple):
+    """A computer that asks to be let in as a node: its name for itself, where it is, and its key's fingerprint."""
+
+    name: str
+    address: str
+    fingerprint: str
+
+
 class BrokerHealth(NamedTuple):
-    """The broker's process and its disk."""
+    """The broker's process and its disk, and who waits at its door."""
 
     host: str
     version: str
@@ -179,6 +187,7 @@ class BrokerHealth(NamedTuple):
     rss_bytes: int
     ledger_bytes: int
     disk_free_bytes: int
+    waiting: tuple[Waiting, ...] = ()
 
 
 class Counts(NamedTuple):

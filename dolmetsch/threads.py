@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 from dolmetsch import logs
 from dolmetsch.client import Client
 from dolmetsch.errors import DolmetschError, JobFailed, LocalError, NoBroker, RemoteError
+from dolmetsch.keys import Credentials
 from dolmetsch.messages import BULK, Answer, JobSpec
 from dolmetsch.reports import Route
 from dolmetsch.transport import address
@@ -71,8 +72,17 @@ class BlockingClient:
     ``TransportError`` for an address that is none.
     """
 
-    def __init__(self, where: str, *, gateway: str, kind: str, units: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        where: str,
+        *,
+        gateway: str,
+        kind: str,
+        keys: Credentials | None = None,
+        units: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._where = address(where)
+        self._keys = keys
         self._gateway = gateway
         self._kind = kind
         self._units = units
@@ -196,7 +206,7 @@ class BlockingClient:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        async with Client(self._where, gateway=self._gateway) as self._client:
+        async with Client(self._where, gateway=self._gateway, keys=self._keys) as self._client:
             self._started.put(None)
             with contextlib.suppress(asyncio.CancelledError):  # that is how __exit__ says stop
                 while True:

@@ -2,17 +2,24 @@
 
 ``RouterPort`` is the broker's side, ``DealerPort`` a node's or gateway's. Both send without blocking: a full or absent
 peer is an answer, not a wait. ``PubPort`` is where the broker publishes telemetry, ``SubPort`` where it is read.
+
+With keys, every connection is encrypted and both ends prove who they are (CURVE, RFC 26 of ZeroMQ); ``ZapPort`` is
+where the broker then says who may connect at all (ZAP, RFC 27).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
 
+from dolmetsch.config import Config
 from dolmetsch.errors import TransportError
+from dolmetsch.keys import Credentials, KeyPair, credentials, default_broker
 from dolmetsch.messages import MAX_MESSAGE_BYTES, Message
 from dolmetsch.wire import PROTOCOL, encode
 
@@ -24,6 +31,15 @@ HEARTBEAT_TIMEOUT_MS: Final = 6_000
 TELEMETRY_HIGH_WATER: Final = 8  # a listener that is so many seconds behind misses some: the next one says it all
 RECONNECT_MS: Final = 100
 RECONNECT_MAX_MS: Final = 5_000
+CLUSTER: Final = "cluster"  # the ZAP domains: who may work and ask, ...
+TELEMETRY: Final = "telemetry"  # ... who may listen, ...
+DOOR: Final = "door"  # ... and who may knock: anybody
+DOOR_BYTES: Final = 4096  # strangers get little room: one short message, ...
+DOOR_HIGH_WATER: Final = 16  # ... and few that wait
+ZAP_AT_ONCE: Final = 256
+_FAILED_HANDSHAKES: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
 _ADDRESS: Final = re.compile(r"(?:tcp://)?(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\[\]\s]+)(?::(?P<port>\d{1,5}|\*))?")
 
 
@@ -35,12 +51,37 @@ def address(text: str) -> str:
     return f"tcp://{found['host']}:{found['port'] or DEFAULT_PORT}"
 
 
+class Broker(NamedTuple):
+    """Where a broker is, and the keys for it; None on this computer."""
+
+    where: str
+    keys: Credentials | None
+
+
+def broker_of(settings: Config) -> Broker:
+    """The broker that a node or gateway is to talk to.
+
+    Raises ``TransportError``, ``ConfigError`` and ``KeyFileError``.
+    """
+    where = address(settings.node.broker or default_broker(settings.keys))
+    return Broker(where, credentials(settings.keys, where))
+
+
 def telemetry_address(broker: str) -> str:
     """Where a broker at ``broker`` publishes by itself: one port higher. Raises ``TransportError``."""
+    return _above(broker, 1, "telemetry goes (broker.telemetry)")
+
+
+def door_address(broker: str) -> str:
+    """Where one enrols with a broker at ``broker`` by itself: two ports higher. Raises ``TransportError``."""
+    return _above(broker, 2, "its door is (broker.door)")
+
+
+def _above(broker: str, ports: int, what: str) -> str:
     host, _, port = address(broker).rpartition(":")
-    if port == "*" or int(port) == 65535:
-        raise TransportError(f"there is no port after that of {broker}: say where telemetry goes (broker.telemetry)")
-    return f"{host}:{int(port) + 1}"
+    if port == "*" or int(port) + ports > 65535:
+        raise TransportError(f"there is no port {ports} above that of {broker}: say where {what}")
+    return f"{host}:{int(port) + ports}"
 
 
 def _prepare(socket: zmq.Socket[bytes]) -> None:
@@ -54,6 +95,20 @@ def _prepare(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
 
 
+def _serve(socket: zmq.Socket[bytes], keys: KeyPair | None, domain: str) -> None:
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
+
+
+def _dial(socket: zmq.Socket[bytes], keys: Credentials | None) -> None:
+    if keys is not None:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, keys.broker)
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
+
+
 def _bind(socket: zmq.Socket[bytes], where: str, flag: str) -> str:
     socket.setsockopt(zmq.IPV6, "[" in where)  # an IPv4 address stays one, in logs too
     try:
@@ -65,23 +120,44 @@ def _bind(socket: zmq.Socket[bytes], where: str, flag: str) -> str:
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
-class RouterPort:
-    """The broker's socket."""
+class Arrival(NamedTuple):
+    """What came to a ROUTER: from which peer, by whose key (Z85; empty without keys) and address, and the frames."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    peer: bytes
+    key: bytes
+    address: str
+    frames: list[bytes]
+
+
+class RouterPort:
+    """The broker's socket; with ``domain`` DOOR the one for strangers."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None = None, domain: str = CLUSTER
+    ) -> None:
+        self._secured = keys is not None
         self.socket = context.socket(zmq.ROUTER)
         _prepare(self.socket)
+        _serve(self.socket, keys, domain)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if domain == DOOR:
+            self.socket.setsockopt(zmq.MAXMSGSIZE, DOOR_BYTES)
+            self.socket.setsockopt(zmq.RCVHWM, DOOR_HIGH_WATER)
+            self.socket.setsockopt(zmq.SNDHWM, DOOR_HIGH_WATER)
 
     def bind(self, where: str) -> str:
         """Listen at ``where``; the address with its real port. Raises ``TransportError``."""
         return _bind(self.socket, where, "--bind")
 
-    def receive(self, most: int) -> Iterator[list[bytes]]:
-        """What has arrived, ``most`` messages of it, as [identity, frames ...]."""
+    def receive(self, most: int) -> Iterator[Arrival]:
+        """What has arrived, ``most`` messages of it."""
         for _ in range(most):
             try:
-                yield self.socket.recv_multipart(zmq.DONTWAIT)
+                if self._secured:
+                    yield _arrival(self.socket.recv_multipart(zmq.DONTWAIT, copy=False))
+                else:
+                    peer, *frames = self.socket.recv_multipart(zmq.DONTWAIT)
+                    yield Arrival(peer, b"", "", frames)
             except zmq.Again:
                 return
 
@@ -102,11 +178,54 @@ class RouterPort:
         self.socket.close()
 
 
+def _arrival(frames: list[zmq.Frame]) -> Arrival:
+    """The connection's own word on whose it is, for each message: an identity can be taken by another."""
+    peer, *rest = frames
+    return Arrival(peer.bytes, str(peer["User-Id"]).encode(), str(peer["Peer-Address"]), [one.bytes for one in rest])
+
+
+class ZapPort:
+    """Where libzmq asks who may connect to this context's sockets; without it, anybody with a key of their own may.
+
+    pyzmq's own needs a thread with an asyncio loop, and does not tell from where a key came.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self.socket = context.socket(zmq.REP)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind("inproc://zeromq.zap.01")
+
+    def answer(self, may_enter: Callable[[str, bytes, str], bool]) -> None:
+        """Answer what is asked now: ``may_enter(domain, public key, address)``."""
+        for _ in range(ZAP_AT_ONCE):
+            try:
+                version, request, domain, where, _, mechanism, *credentials = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            key = z85.encode(credentials[0]) if mechanism == b"CURVE" and len(credentials) == 1 else b""
+            good = key != b"" and may_enter(domain.decode(), key, where.decode())
+            status = (b"200", b"OK", key) if good else (b"400", b"no access", b"")
+            self.socket.send_multipart([version, request, *status, b""])
+
+    def close(self) -> None:
+        """Close at once."""
+        self.socket.close()
+
+
 class DealerPort:
     """A node's or gateway's socket. Each ``connect`` makes a new one, with an identity of its own."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], where: str, name: str) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        where: str,
+        name: str,
+        keys: Credentials | None = None,
+    ) -> None:
         self._context = context
+        self._keys = keys
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._trouble = ""
         self.where = where
         self._name = name.encode()[:200]
         self._count = 0
@@ -116,6 +235,9 @@ class DealerPort:
         self._count += 1
         socket = self._context.socket(zmq.DEALER)
         _prepare(socket)
+        _dial(socket, self._keys)
+        if self._keys is not None:
+            self._monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         # A ROUTER ignores a second connection with an identity it still believes in: so never use one twice.
         socket.setsockopt(zmq.ROUTING_ID, self._name + b"/" + str(self._count).encode())
         socket.setsockopt(zmq.IPV6, 1)  # a host's name may mean either
@@ -139,10 +261,25 @@ class DealerPort:
         events = self.socket.getsockopt(zmq.EVENTS)
         return isinstance(events, int) and bool(events & zmq.POLLIN)
 
+    @property
+    def trouble(self) -> str:
+        """Why the last handshake failed, in words that follow "the broker at X"; empty when none has."""
+        while self._monitor is not None and self._monitor.poll(0):
+            event = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))["event"]
+            self._trouble = _TROUBLES.get(event, "")
+        return self._trouble
+
     def reconnect(self) -> None:
         """Drop the connection, and what waits in it, for a new one."""
-        self.socket.close(0)
+        self._shut(0)
         self.socket = self._new()
+
+    def _shut(self, linger_ms: int | None) -> None:
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close(0)
+            self._monitor = None
+        self.socket.close(linger_ms)
 
     def receive(self, most: int) -> Iterator[list[bytes]]:
         """What has arrived, ``most`` messages of it."""
@@ -162,15 +299,25 @@ class DealerPort:
 
     def close(self) -> None:
         """Close within the linger time."""
-        self.socket.close()
+        self._shut(None)
+
+
+_TROUBLES: Final[dict[int, str]] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "does not know this computer's key, or has revoked it: ask for an invitation"
+    " (python broker.py invite)",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "does not have the key that is known here for it: is it another broker, or"
+    " was its key changed? Join it anew (python broker.py invite)",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "speaks without keys, or something else: nothing is sent to it in the clear",
+}
 
 
 class PubPort:
     """The socket on which the broker tells everybody the same: one send, however many listen."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keys: KeyPair | None = None) -> None:
         self.socket = context.socket(zmq.PUB)
         _prepare(self.socket)
+        _serve(self.socket, keys, TELEMETRY)
         self.socket.setsockopt(zmq.SNDHWM, TELEMETRY_HIGH_WATER)
         self.socket.setsockopt(zmq.LINGER, 0)
 
@@ -190,14 +337,16 @@ class PubPort:
 class SubPort:
     """A listener's socket."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], where: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], where: str, keys: Credentials | None = None) -> None:
         self._context = context
+        self._keys = keys
         self.where = where
         self.socket: zmq.Socket[bytes] = self._new()
 
     def _new(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.SUB)
         _prepare(socket)
+        _dial(socket, self._keys)
         socket.setsockopt(zmq.RCVHWM, TELEMETRY_HIGH_WATER)
         socket.setsockopt(zmq.IPV6, 1)
         socket.setsockopt(zmq.SUBSCRIBE, PROTOCOL)

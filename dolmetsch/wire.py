@@ -38,6 +38,8 @@ from dolmetsch.messages import (
     MAX_ROUTES,
     MAX_STORY,
     MAX_TEXTS,
+    MAX_WAITING,
+    TOKEN_BYTES,
     Accepted,
     Ack,
     Answer,
@@ -54,6 +56,7 @@ from dolmetsch.messages import (
     Hello,
     JobSpec,
     JobState,
+    Knock,
     Lease,
     LeasedJob,
     Manage,
@@ -74,6 +77,7 @@ from dolmetsch.messages import (
     Status,
     Submit,
     Telemetry,
+    Verdict,
     Welcome,
 )
 from dolmetsch.reports import (
@@ -92,6 +96,7 @@ from dolmetsch.reports import (
     NodeStatus,
     Route,
     StoryLine,
+    Waiting,
 )
 
 PROTOCOL: Final = b"dolm1"
@@ -274,7 +279,10 @@ _job_report = _nested(
     _seconds, _count, _count, _count, _count, _count, _count, _story,
 )  # fmt: skip
 _histogram = _record(Histogram, _many(_count, len(LATENCY_MS) + 1), _count)
-_health = _record(BrokerHealth, _line, _line, _count, _percent, _count, _count, _count)
+_waiting = _record(Waiting, _name, _line, _code)
+_health = _nested(
+    BrokerHealth, _line, _line, _count, _percent, _count, _count, _count, _many(_waiting, MAX_WAITING)
+)  # fmt: skip
 _counts = _record(Counts, *[_count] * len(Counts._fields))
 
 _ids = _many(_job_id, MAX_JOBS)
@@ -351,6 +359,8 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Check]]]] = {
     b"REREGISTER": (Reregister, {}),
     b"PONG": (Pong, {}),
     b"ERROR": (Error, {"code": _code, "detail": _detail}),
+    b"KNOCK": (Knock, {"name": _name, "token": _blob(TOKEN_BYTES)}),
+    b"VERDICT": (Verdict, {"state": _code, "detail": _detail}),
 }  # fmt: skip
 _KINDS: Final = {schema[0]: kind for kind, schema in _SCHEMA.items()}
 _FIELDS: Final = {schema[0]: tuple(field.name for field in fields(schema[0])) for schema in _SCHEMA.values()}

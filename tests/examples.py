@@ -53,7 +53,9 @@ def every_message() -> list[m.Message]:
         m.Managed(action=m.DRAIN, node="pi-1", count=1, problem=""),
         m.Telemetry(
             broker="c3", up_s=13.0, draining=False,
-            health=r.BrokerHealth("pi-0", "0.1.0", 42, 1.5, 60_000_000, 4096, 10**10), counts=counts,
+            health=r.BrokerHealth(
+                "pi-0", "0.1.0", 42, 1.5, 60_000_000, 4096, 10**10, (r.Waiting("pi4", "192.0.2.4", "5e2f-90c1"),)
+            ), counts=counts,
             latency=(histogram, histogram), routes=route, nodes=(report,),
             departed=(r.Departed("pi-2", "lost", "pi-2 was lost", 4.0),), gateways=(gateway,), jobs=(job,), dead=(job,),
         ),
@@ -71,6 +73,8 @@ def every_message() -> list[m.Message]:
         m.Received(jobs=held),
         m.Revoke(jobs=held),
         m.Order(action=m.RESTART),
+        m.Knock(name="pi4", token=b"t" * m.TOKEN_BYTES),
+        m.Verdict(state="pending", detail="waits for approval"),
         m.Reregister(),
         m.Pong(),
         m.Error(code="bad_message", detail="no"),

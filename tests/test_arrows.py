@@ -9,9 +9,9 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent
 PURE = {
-    "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "html", "jobs", "lanes",
-    "link", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment", "sentences", "session",
-    "settled", "spans", "timers", "views",
+    "access", "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "html", "jobs",
+    "lanes", "link", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment", "sentences",
+    "session", "settled", "spans", "timers", "views",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
@@ -23,9 +23,11 @@ LAYERS = (
     {"errors", "bootstrap", "logs", "lifecycle", "reports"},
     {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
      "cache", "link", "replybook", "apikeys", "serving", "detect"},
-    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec"},
-    {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment", "html"},
-    {"books", "session", "outbox", "ledger", "decoder", "backlog", "child"},
+    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec", "access", "keys"},
+    {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment", "html",
+     "keyring"},
+    {"books", "session", "outbox", "ledger", "decoder", "backlog", "child", "gate", "owner", "enrol",
+     "discovery"},
     {"scheduler", "views", "client", "pool", "engine"},
     {"lines", "worker", "postbox", "threads"},
     {"correspondence", "httpapi"},

@@ -247,11 +247,11 @@ def test_no_broker_to_reach(cluster: Cluster) -> None:
 
 def test_a_node_with_no_broker_says_so_and_joins_when_there_is_one(cluster: Cluster) -> None:
     node = cluster.node("one", "--engine", "echo", "--max-workers", "1")
-    wait_until(lambda: "no broker answers" in cluster.log("one"), 30, "the node says what is missing")
+    wait_until(lambda: "does not answer" in cluster.log("one"), 30, "the node says what is missing")
     assert node.poll() is None
     cluster.broker()
     cluster.wait_ready(1)
-    assert cluster.log("one").count("no broker answers") == 1
+    assert cluster.log("one").count("does not answer") == 1
 
 
 def test_an_address_that_is_none(cluster: Cluster) -> None:
@@ -271,8 +271,10 @@ def test_a_port_in_use(cluster: Cluster, tmp_path: Path) -> None:
     assert_one_clear_line(ended, "in use by another broker", "--ledger")
 
 
-def test_an_open_network_without_keys(cluster: Cluster) -> None:
-    assert_one_clear_line(command("broker.py", "--bind", "tcp://0.0.0.0:5570", cluster=cluster), "--insecure")
+def test_nothing_is_sent_in_the_clear_beyond_this_computer(cluster: Cluster) -> None:
+    for program in (("gateway_cli.py", "Hallo"), ("node.py",)):
+        ended = command(*program, "--broker", "tcp://192.0.2.1", cluster=cluster)
+        assert_one_clear_line(ended, "the key of the broker at tcp://192.0.2.1:5570 is not known here", "--join")
 
 
 def test_a_broken_package(cluster: Cluster, tmp_path: Path) -> None:
