@@ -361,3 +361,6 @@ class Client:
         self._up.set()
         for job_id in list(self._endings):
             self._end(job_id, error)
+        for future in (self._status, *(future for _, future in self._managed)):
+            if future is not None and not future.done():
+                future.set_exception(error)

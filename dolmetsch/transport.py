@@ -264,13 +264,17 @@ class DealerPort:
     @property
     def trouble(self) -> str:
         """Why the last handshake failed, in words that follow "the broker at X"; empty when none has."""
+        self._follow_handshakes()
+        return self._trouble
+
+    def _follow_handshakes(self) -> None:
         while self._monitor is not None and self._monitor.poll(0):
             event = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))["event"]
             self._trouble = _TROUBLES.get(event, "")
-        return self._trouble
 
     def reconnect(self) -> None:
         """Drop the connection, and what waits in it, for a new one."""
+        self._follow_handshakes()
         self._shut(0)
         self.socket = self._new()
 
