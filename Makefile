@@ -1,13 +1,16 @@
 # dolmetsch: what to type. Needs make, python3 (3.11 or later) with venv, and the package registry.
 PYTHON ?= python3
+export BIND
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev run node test check bench screenshots clean
+.PHONY: help env dev run node test test-deploy check bench screenshots clean
+.PHONY: deploy add-node upgrade rollback wheelhouse
 
 help:
 	@echo "make run                        broker, node, dashboard and HTTP gateway on this computer; the bot if it has a token"
-	@echo "make node BROKER=tcp://HOST     a node only, for the broker on HOST"
+	@echo "make run BIND=tcp://0.0.0.0     the same, and other computers may join: python3 broker.py invite"
+	@echo "make node JOIN='...'            a node only, on another computer, with what the invitation says"
 	@echo "make test                       the whole test suite"
 	@echo "make check                      ruff, mypy, and who imports whom"
 	@echo "make bench                      throughput, overhead and the gateways, with their limits and peers"
@@ -33,14 +36,15 @@ dev: .venv/installed-dev
 
 # The waiter prints one line once the cluster can translate, and ends; honcho runs the programs of the Procfile.
 run: env
+	@test -z "$(BIND)" || $(BIN)/python broker.py --bind "$(BIND)" init
 	@programs="broker node dashboard http"; if $(BIN)/python gateway_discord.py --has-token; then programs="$$programs discord"; \
 		else echo "no DISCORD_TOKEN: the Discord gateway is not started (see .env.example)"; fi; \
 		$(BIN)/python gateway_cli.py --wait 120 & waiter=$$!; trap 'kill $$waiter 2>/dev/null; true' EXIT; \
 		$(BIN)/honcho start $$programs
 
+# Without JOIN: for the broker that was joined before, or one on this computer.
 node: env
-	@test -n "$(BROKER)" || { echo "say which broker: make node BROKER=tcp://HOST"; exit 2; }
-	@exec $(BIN)/python node.py --broker "$(BROKER)"
+	@exec $(BIN)/python node.py $(if $(JOIN),--join "$(JOIN)") $(if $(BROKER),--broker "$(BROKER)")
 
 # Two at a time: most of a test is waiting for other processes. A file's tests stay together, as they share a cluster.
 test: dev

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import gc
 import os
-import re
 import socket
 import sys
 import time
@@ -29,14 +28,14 @@ from dolmetsch import __version__, config, logs, owner
 from dolmetsch.effects import Beat, Drain, Effect, FromPeer, PeerGone, Persist, Send, Tick
 from dolmetsch.errors import DolmetschError, RemoteError
 from dolmetsch.gate import Gate
-from dolmetsch.keys import KeyPair, fingerprint, is_loopback, own_pair, remember_broker
+from dolmetsch.keys import KeyPair, fingerprint, is_loopback
 from dolmetsch.ledger import SqliteLedger
 from dolmetsch.lifecycle import Signals, sd_notify
 from dolmetsch.messages import APPROVE, REFUSE, Error, Manage, Managed, Message
 from dolmetsch.reports import BrokerHealth
 from dolmetsch.scheduler import Scheduler
 from dolmetsch.stats import ProcessSampler
-from dolmetsch.transport import PubPort, RouterPort, address, door_address, telemetry_address
+from dolmetsch.transport import PubPort, RouterPort, address, telemetry_address
 from dolmetsch.wire import decode
 
 if TYPE_CHECKING:
@@ -235,37 +234,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _addresses(settings: config.BrokerConfig) -> tuple[str, str | None, str | None]:
-    """Where to listen, publish and enrol. Raises ``TransportError``."""
-    where = address(settings.bind)
-    telemetry = None if settings.telemetry == "off" else settings.telemetry or telemetry_address(where)
-    door = None if settings.door == "off" else settings.door or door_address(where)
-    return where, telemetry and address(telemetry), door and address(door)
-
-
-def _open_gate(
-    settings: config.Config, context: zmq.Context[zmq.Socket[bytes]], places: tuple[str, str | None, str | None]
-) -> Gate | None:
-    """The gate, wherever anybody else could connect, and always once there is a key. Raises ``KeyFileError``."""
-    log = logs.start("broker")
-    where, telemetry, _ = places
-    beyond = [one for one in (where, telemetry) if one is not None and not is_loopback(one)]
+def _open_gate(settings: config.Config, context: zmq.Context[zmq.Socket[bytes]], beyond: bool) -> Gate | None:
+    """The gate, where anybody else could connect, and always once there is a key. Raises ``KeyFileError``."""
     if not beyond and not owner.has_pair(settings):
         return None
-    pair = owner.broker_pair(settings)
-    ring = owner.keyring(settings)
+    pair = owner.prepare(settings)
+    log = logs.start("broker")
     log.info("only keys on the allow-list may connect; this broker's has the fingerprint %s", fingerprint(pair.public))
-    # The same user's programs on this computer need no invitation: who reads the broker's own key needs none.
-    ring.own(own_pair(settings.keys).public, "this computer")
-    here = re.sub(r"//(0\.0\.0\.0|\*|\[::\]):", "//127.0.0.1:", where)
-    remember_broker(settings.keys, here, pair.public, first=False)
-    return Gate(context, pair, ring)
+    return Gate(context, pair, owner.keyring(settings))
 
 
 def _announce(where: str, door: str, pair: KeyPair) -> Announcer:
     from dolmetsch.discovery import Announcer  # a tenth of a second and 11 MB that a broker on loopback need not spend
 
-    announcer = Announcer(owner.reachable(where), door, pair.public)
+    announcer = Announcer(lambda: owner.reachable(where), door, pair.public)
     announcer.start()
     return announcer
 
@@ -274,11 +256,14 @@ def _serve(settings: config.Config, path: Path) -> None:
     log = logs.start("broker")
     # Jobs are many, long-lived and free of cycles: frequent full collections would only walk them.
     gc.set_threshold(50_000, 20, 100)
-    where, telemetry, door = places = _addresses(settings.broker)
+    where, door = owner.places(settings.broker)
+    wanted = settings.broker.telemetry
+    telemetry = "" if wanted == "off" else address(wanted) if wanted else telemetry_address(where)
+    beyond = not all(is_loopback(one) for one in (where, telemetry) if one)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with contextlib.ExitStack() as stack:
         stack.callback(context.term)
-        gate = _open_gate(settings, context, places)
+        gate = _open_gate(settings, context, beyond)
         if gate is not None:
             stack.callback(gate.close)
         pair = None if gate is None else gate.pair
@@ -286,11 +271,11 @@ def _serve(settings: config.Config, path: Path) -> None:
         stack.callback(port.close)
         bound = port.bind(where)  # before the ledger is opened: a second broker must not touch it
         stage = None
-        if telemetry is not None:
+        if telemetry:
             stage = PubPort(context, pair)
             stack.callback(stage.close)
             stage.bind(telemetry)
-        if gate is not None and door is not None:
+        if gate is not None and door:
             door = gate.open_door(door)
             log.info("newcomers enrol at %s (python broker.py invite)", door)
             if settings.broker.announce and not is_loopback(where):

@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from zeroconf import Error as ZeroconfError
@@ -24,6 +24,7 @@ VERSION: Final = b"1"
 LOOK_S: Final = 3.0  # answers come within a second; a busy Wi-Fi may lose the first question
 RESOLVE_MS: Final = 2_000
 CLOSE_S: Final = 3.0
+AGAIN_S: Final = 60.0  # a network that was not there may be there now
 MAX_FOUND: Final = 16
 
 log = logging.getLogger("discovery")
@@ -41,9 +42,14 @@ class Found(NamedTuple):
 
 
 class Announcer:
-    """Tells the network where this broker is, in a thread of its own, until closed. Nothing fails over it."""
+    """Tells the network where this broker is, in a thread of its own, until closed. Nothing fails over it.
 
-    def __init__(self, broker: str, door: str, key: bytes, interfaces: Interfaces = InterfaceChoice.All) -> None:
+    ``broker`` finds out under which address the network reaches the broker; after a power cut there may be none yet.
+    """
+
+    def __init__(
+        self, broker: Callable[[], str], door: str, key: bytes, interfaces: Interfaces = InterfaceChoice.All
+    ) -> None:
         self._broker = broker
         self._door = door
         self._key = key
@@ -61,15 +67,24 @@ class Announcer:
         self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
-        try:
-            with Zeroconf(interfaces=self._interfaces, ip_version=IPVersion.V4Only) as zeroconf:
-                info = _service(self._broker, self._door, self._key)
-                zeroconf.register_service(info, allow_name_change=True)
-                log.info("announcing this broker in the network as %s", info.name.removesuffix("." + SERVICE))
-                self._ended.wait()
-                zeroconf.unregister_service(info)
-        except (OSError, ZeroconfError, DolmetschError) as error:
-            log.warning("cannot announce this broker in the network: %s", error or type(error).__name__)
+        said = ""
+        while not self._ended.is_set():
+            try:
+                self._announce()
+            except (OSError, ZeroconfError, DolmetschError) as error:
+                why = str(error) or type(error).__name__
+                if why != said:
+                    log.warning("cannot announce this broker in the network: %s; trying again", why)
+                said = why
+                self._ended.wait(AGAIN_S)
+
+    def _announce(self) -> None:
+        info = _service(self._broker(), self._door, self._key)
+        with Zeroconf(interfaces=self._interfaces, ip_version=IPVersion.V4Only) as zeroconf:
+            zeroconf.register_service(info, allow_name_change=True)
+            log.info("announcing this broker in the network as %s", info.name.removesuffix("." + SERVICE))
+            self._ended.wait()
+            zeroconf.unregister_service(info)
 
 
 def _service(broker: str, door: str, key: bytes) -> ServiceInfo:

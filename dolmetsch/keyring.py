@@ -50,6 +50,10 @@ CREATE TABLE invitation (
     boot TEXT NOT NULL,
     until REAL NOT NULL           -- seconds since boot
 );
+CREATE TABLE place (
+    broker TEXT NOT NULL,         -- where the broker listened when it last started: one row
+    door TEXT NOT NULL
+);
 """
 
 ADMITTED: Final = "admitted"
@@ -238,6 +242,17 @@ class Keyring:
         """All keys that have or had a role, by name."""
         sql = "SELECT public, role, name, source, since FROM key ORDER BY name, since"
         return [Holder(*row) for row in self._run(sql)]
+
+    def listens(self, broker: str, door: str) -> None:
+        """The broker listens there: invitations are to say so."""
+        with _Transaction(self):
+            self._run("DELETE FROM place")
+            self._run("INSERT INTO place VALUES (?, ?)", broker, door)
+
+    def place(self) -> tuple[str, str] | None:
+        """Where the broker listens, and its door; None before its first start."""
+        rows = self._run("SELECT broker, door FROM place")
+        return rows[0] if rows else None
 
     def own(self, public: bytes, name: str) -> None:
         """The owner's own key, on the broker's computer, may do everything."""

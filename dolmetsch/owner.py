@@ -6,6 +6,7 @@ Each command works on the allow-list's file, whether the broker runs or not; a r
 from __future__ import annotations
 
 import argparse
+import re
 import socket
 import sys
 import time
@@ -13,10 +14,20 @@ from pathlib import Path
 from typing import Final
 
 from dolmetsch.access import NODE, ROLES
-from dolmetsch.config import Config
+from dolmetsch.config import BrokerConfig, Config
 from dolmetsch.errors import ConfigError, InputError
 from dolmetsch.keyring import INVITATION_S, Keyring, read_grants
-from dolmetsch.keys import SUFFIX, Invitation, KeyPair, fingerprint, folder, is_loopback, pair_at
+from dolmetsch.keys import (
+    SUFFIX,
+    Invitation,
+    KeyPair,
+    fingerprint,
+    folder,
+    is_loopback,
+    own_pair,
+    pair_at,
+    remember_broker,
+)
 from dolmetsch.transport import address, door_address
 
 ALLOW_LIST: Final = "allowed.sqlite3"
@@ -25,7 +36,8 @@ _LONGEST_S: Final = 7 * 86400.0
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """The commands behind ``broker.py``."""
-    commands = parser.add_subparsers(dest="command", metavar="invite|approve|refuse|revoke|keys|allow")
+    commands = parser.add_subparsers(dest="command", metavar="init|invite|approve|refuse|revoke|keys|allow")
+    commands.add_parser("init", help="make this broker's key now, instead of at its first start")
     invite = commands.add_parser("invite", help="print what lets one more computer in, once")
     invite.add_argument("--role", choices=ROLES, default=NODE, help="what its key is for (node)")
     invite.add_argument("--name", default="", help="what it is called here (its own name)")
@@ -61,8 +73,29 @@ def _pair_path(settings: Config) -> Path:
     return folder(settings.keys) / f"broker{SUFFIX}"
 
 
+def prepare(settings: Config) -> KeyPair:
+    """The broker's pair; and let this user's programs on this computer find and use it.
+
+    They need no invitation: whoever can read the broker's own key needs none. Raises ``KeyFileError``.
+    """
+    pair = broker_pair(settings)
+    ring = keyring(settings)
+    where, door = places(settings.broker)
+    try:
+        ring.own(own_pair(settings.keys).public, "this computer")
+        ring.listens(where, door)
+    finally:
+        ring.close()
+    here = re.sub(r"//(0\.0\.0\.0|\*|\[::\]):", "//127.0.0.1:", where)
+    remember_broker(settings.keys, here, pair.public, first=False)
+    return pair
+
+
 def run(arguments: argparse.Namespace, settings: Config) -> None:
     """Carry out ``arguments.command``. Raises ``DolmetschError``."""
+    if arguments.command == "init":
+        print(f"this broker's key has the fingerprint {fingerprint(prepare(settings).public)}")
+        return
     ring = keyring(settings)
     try:
         match arguments.command:
@@ -88,23 +121,25 @@ def run(arguments: argparse.Namespace, settings: Config) -> None:
 def _invite(arguments: argparse.Namespace, settings: Config, ring: Keyring) -> None:
     if not 1 <= arguments.for_s <= _LONGEST_S:
         raise InputError(f"--for is from 1 to {_LONGEST_S:g} seconds")
-    if settings.broker.door == "off":
+    # Where the broker listens it knows best; one that never ran will listen where the configuration says.
+    bind, door = ring.place() or places(settings.broker)
+    if not door:
         raise ConfigError("broker.door is off: nobody could enrol")
-    bind = address(settings.broker.bind)
     where = address(arguments.address) if arguments.address else reachable(bind)
-    door = settings.broker.door and address(settings.broker.door)
+    door = f"{where.rpartition(':')[0]}:{door.rpartition(':')[2]}"
     key = broker_pair(settings).public
     token = ring.invite(arguments.role, arguments.name, arguments.for_s)
-    print(Invitation(where, _at(where, door) if door else door_address(where), key, token).text())
+    print(Invitation(where, door, key, token).text())
     how = "make node JOIN='...'" if arguments.role == NODE else "python -m dolmetsch.enrol '...'"
     print(f"on the other computer: {how}  (once, within {arguments.for_s:.0f} s)", file=sys.stderr)
     if is_loopback(where):
-        print(f"careful: {where} is only reached from this computer; see --bind and --address", file=sys.stderr)
+        print(f"careful: {where} is only reached from this computer; see broker.py --bind", file=sys.stderr)
 
 
-def _at(where: str, door: str) -> str:
-    """The door's port at the broker's host: it may be bound to all addresses."""
-    return f"{where.rpartition(':')[0]}:{door.rpartition(':')[2]}"
+def places(settings: BrokerConfig) -> tuple[str, str]:
+    """Where a broker listens, and where its door is; empty when there is none. Raises ``TransportError``."""
+    where = address(settings.bind)
+    return where, "" if settings.door == "off" else address(settings.door or door_address(where))
 
 
 def reachable(bind: str) -> str:

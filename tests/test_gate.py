@@ -82,7 +82,7 @@ class Owner(Computer):
         return ended.stdout.strip()
 
     def invite(self, *more: str) -> str:
-        return self.command("--bind", self.cluster.address, "invite", *more)
+        return self.command("invite", *more)
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run("gateway_cli.py", "--broker", self.cluster.address, *arguments)

@@ -285,7 +285,7 @@ def test_a_file_that_is_no_allow_list(tmp_path: Path) -> None:
 
 def test_a_broker_that_announces_itself_is_found() -> None:
     key = pair().public
-    announcer = Announcer("tcp://127.0.0.1:5570", "tcp://127.0.0.1:5572", key, ["127.0.0.1"])
+    announcer = Announcer(lambda: "tcp://127.0.0.1:5570", "tcp://127.0.0.1:5572", key, ["127.0.0.1"])
     announcer.start()
     try:
         for _ in range(5):
