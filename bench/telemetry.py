@@ -29,6 +29,7 @@ from dolmetsch.reports import (
     NodeReport,
     Route,
     StoryLine,
+    Waiting,
 )
 from dolmetsch.transport import PubPort
 
@@ -77,6 +78,7 @@ class Scene:
     )  # fmt: skip
     departed: tuple[Departed, ...] = ()
     dead: tuple[JobReport, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
     counts: Counts = NO_COUNTS
     jobs_a_turn: int = 3
     draining: bool = False
@@ -99,7 +101,7 @@ class Scene:
         latency = Histogram(tuple([count * scale for count in QUICK.counts]), QUICK.sum_ms * scale)
         return Telemetry(
             broker=self.broker, up_s=time.monotonic() - self.started, draining=self.draining,
-            health=BrokerHealth("pi-0", __version__, 42, 3.5, 60_000_000, 4096, self.disk_free_bytes),
+            health=BrokerHealth("pi-0", __version__, 42, 3.5, 60_000_000, 4096, self.disk_free_bytes, self.waiting),
             counts=counts, latency=(latency, NOTHING), routes=ROUTES if self.nodes else (), nodes=self.nodes,
             departed=self.departed, gateways=self.gateways,
             jobs=tuple([job(self.turn * 1000 + number) for number in range(min(done, 32))]), dead=self.dead,

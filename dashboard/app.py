@@ -34,7 +34,18 @@ from dashboard.server import MAX_BODY_BYTES
 from dashboard.snapshot import Snapshot
 from dolmetsch import __version__, logs
 from dolmetsch.errors import DolmetschError, JobFailed, JobRejected, NoBroker, RemoteError, TransportError
-from dolmetsch.messages import DRAIN, MAX_JOBS, MAX_TEXT_CHARS, PURGE, REQUEUE, RESTART, RESUME, Managed
+from dolmetsch.messages import (
+    APPROVE,
+    DRAIN,
+    MAX_JOBS,
+    MAX_TEXT_CHARS,
+    PURGE,
+    REFUSE,
+    REQUEUE,
+    RESTART,
+    RESUME,
+    Managed,
+)
 
 HOUSE: Final = Path(__file__).resolve().parent
 FRESH: Final = "no-cache"  # keep it, but ask whether it is still so
@@ -54,6 +65,7 @@ TYPES: Final = {  # of static files, and which there may be: the system's own ta
     ".woff2": "font/woff2",
 }
 TOLD: Final = 16  # strange names that are logged; whoever has more of them has no dashboard
+FINGERPRINT: Final = re.compile("[0-9a-f]{4}(?:-[0-9a-f]{4}){3}")  # of a key, as keys.py writes it
 GZIP: Final = re.compile(r"\bgzip(?!\s*;\s*q=0(?:\.0*)?\s*(?:,|$))", re.IGNORECASE)
 
 Environ = dict[str, Any]
@@ -156,13 +168,16 @@ class Dashboard:
             "/openapi.json": lambda: _send(self._openapi), "/metrics": lambda: _send(self._now.metrics.made()),
             "/health": _healthy, "/healthz": self._healthz, "/readyz": self._readyz,
             "/api/cluster": self._cluster, "/api/nodes": lambda: _send(self._now.all_nodes.made()),
-            "/api/nodes/<name>": self._node, "/api/jobs": self._jobs, "/api/history": self._history,
-            "/api/stats": lambda: _answer(self._now.stats), "/api/debug": self._debug,
+            "/api/nodes/<name>": self._node, "/api/waiting": lambda: _send(self._now.waiting.made()),
+            "/api/jobs": self._jobs, "/api/history": self._history, "/api/stats": lambda: _answer(self._now.stats),
+            "/api/debug": self._debug,
         }  # fmt: skip
         posts: dict[str, Callable[..., Any]] = {
             "/api/nodes/<name>/drain": lambda name: self._order(DRAIN, name),
             "/api/nodes/<name>/resume": lambda name: self._order(RESUME, name),
             "/api/nodes/<name>/restart": lambda name: self._order(RESTART, name),
+            "/api/waiting/<fingerprint>/approve": lambda fingerprint: self._judge(APPROVE, fingerprint),
+            "/api/waiting/<fingerprint>/refuse": lambda fingerprint: self._judge(REFUSE, fingerprint),
             "/api/jobs/requeue": lambda: self._dead(REQUEUE),
             "/api/jobs/purge": lambda: self._dead(PURGE),
             "/api/translate": self._translate,
@@ -304,6 +319,12 @@ class Dashboard:
         if _body(NoBody, empty=b"{}") is None:
             return _refuse(400, "the body must be empty or {}")
         return _managed(self._parts.operator.manage(action, node=name), 404)
+
+    def _judge(self, action: str, fingerprint: str) -> Any:
+        # The broker would take a name as well; but names are what strangers say of themselves.
+        if not FINGERPRINT.fullmatch(fingerprint):
+            return _refuse(404, "a key's fingerprint looks like 5e2f-90c1-7a44-0b3d")
+        return self._order(action, fingerprint)
 
     def _dead(self, action: str) -> Any:
         body = _body(JobsBody)

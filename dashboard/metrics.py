@@ -79,6 +79,7 @@ def _of_the_broker(telemetry: Telemetry) -> Iterator[Metric]:
     yield _gauge("dead_letters", "Jobs that failed for good and are kept for an operator", counts.dead_letters)
     yield _gauge("held_jobs_bytes", "Memory that jobs take in the broker, as it estimates", counts.held_bytes)
     yield _latency(telemetry)
+    yield _gauge("waiting_computers", "Computers that wait to be let in", len(health.waiting))
     yield _gauge("routes", "Language routes that nodes offer", len(telemetry.routes))
     yield _gauge("broker_uptime_seconds", "How long the broker has been up", telemetry.up_s)
     yield _gauge("broker_draining", "1 while the broker is stopping", int(telemetry.draining))

@@ -135,6 +135,11 @@ def gateway(status: GatewayStatus) -> Shown:
     }
 
 
+def waiting(telemetry: Telemetry | None) -> list[Shown]:
+    """Who waits to be let in. Names are as the strangers say: whoever shows them escapes them."""
+    return [one._asdict() for one in telemetry.health.waiting] if telemetry is not None else []
+
+
 def first_bot_stats(telemetry: Telemetry | None, totals_: Mapping[str, Any], minute: Change | None, iso: str) -> Shown:
     """The first bot's /api/stats, of the whole cluster: percentages are means over its nodes."""
     nodes = telemetry.nodes if telemetry is not None else ()

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from dashboard.attendance import GRACE_S, LEFT, LOST, Sight
 from dashboard.rates import Change
 from dolmetsch.messages import Telemetry
-from dolmetsch.reports import NO_TEMPERATURE_C, GatewayStatus
+from dolmetsch.reports import NO_TEMPERATURE_C, GatewayStatus, Waiting
 
 ERROR: Final = "error"
 WARNING: Final = "warning"
@@ -30,6 +30,7 @@ DISK_LOW_BYTES: Final = 2**30
 DISK_FULL_BYTES: Final = 200 * 2**20
 SLOW_GATEWAY_MS: Final = 2000.0
 GATEWAY_SILENT_S: Final = 15.0  # it reports once a second
+SPOKEN_CHARS: Final = 40  # of a name that a stranger has given itself
 SHORT_LIVED: Final = ("cli", "dashboard")  # kinds of gateways that come and go
 
 
@@ -69,6 +70,7 @@ def _all(view: View) -> Iterator[Problem]:
         yield Problem(ERROR, f"no word from the broker at {view.address}: is it running?")
     if view.telemetry is not None and view.alive:
         yield from _of_the_broker(view.telemetry, view.minute)
+        yield from _of_the_door(view.telemetry.health.waiting)
         yield from _of_the_work(view.telemetry, view.minute)
         for sight in view.sights:
             yield from _of_a_node(sight, view.telemetry, view.now)
@@ -87,6 +89,15 @@ def _of_the_broker(telemetry: Telemetry, minute: Change | None) -> Iterator[Prob
         yield Problem(level, f"the broker's disk is nearly full: {free >> 20} MiB are free")
     if minute is not None and minute.bad_frames:
         yield Problem(WARNING, f"the broker did not understand {_count(minute.bad_frames, 'message')} in a minute")
+
+
+def _of_the_door(waiting: Sequence[Waiting]) -> Iterator[Problem]:
+    """One line for all: strangers must not push other problems off the list."""
+    if len(waiting) == 1:
+        name, address = _spoken(waiting[0].name), waiting[0].address
+        yield Problem(WARNING, f"a computer called {name} at {address} waits to be let in")
+    elif waiting:
+        yield Problem(WARNING, f"{len(waiting)} computers wait to be let in")
 
 
 def _of_the_work(telemetry: Telemetry, minute: Change | None) -> Iterator[Problem]:
@@ -152,6 +163,13 @@ def _of_a_gateway(gateway: GatewayStatus) -> Iterator[Problem]:
         yield Problem(WARNING, f"the gateway {gateway.name} is silent: not heard for {_span(gateway.seen_s_ago)}")
     elif gateway.latency_ms > SLOW_GATEWAY_MS:
         yield Problem(WARNING, f"the gateway {gateway.name} is {gateway.latency_ms:.0f} ms away from its service")
+
+
+def _spoken(name: str) -> str:
+    """A name that a stranger has given itself, so that the words around it stay there and in their order."""
+    words = " ".join(name.split()) or "?"
+    short = words if len(words) <= SPOKEN_CHARS else f"{words[: SPOKEN_CHARS - 1]}…"
+    return short if short.isascii() else f"\u2068{short}\u2069"  # an isolate: it may be written from right to left
 
 
 def _count(number: int, what: str) -> str:

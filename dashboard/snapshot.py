@@ -36,4 +36,5 @@ class Snapshot:
     cluster: Mapping[str, Page]
     jobs: Mapping[str, Page]
     all_nodes: Page
+    waiting: Page
     metrics: Page

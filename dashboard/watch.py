@@ -70,6 +70,7 @@ class Watch:
         sights = self._attendance.sights()
         totals = picture.totals(telemetry, sights, minute)
         nodes = {sight.report.name: picture.node(sight, now) for sight in sights}
+        waiting = picture.waiting(telemetry)
         view = View(
             alive=alive, address=self._address, telemetry=telemetry, sights=sights, minute=minute, now=now,
             misunderstood="" if alive else self._misunderstood, history=history,
@@ -82,6 +83,7 @@ class Watch:
             "broker": picture.broker(telemetry, self._address),
             "totals": totals,
             "problems": [problem._asdict() for problem in problems(view)],
+            "waiting": waiting,
             "nodes": list(nodes.values()),
             "gateways": [picture.gateway(one) for one in telemetry.gateways] if telemetry else [],
             "routes": [route._asdict() for route in telemetry.routes] if telemetry else [],
@@ -103,6 +105,7 @@ class Watch:
             cluster={mode: Page(_with_mode(cluster, mode)) for mode in MODES},
             jobs=self._pages_of_jobs(),
             all_nodes=json_page({"nodes": list(nodes.values())}),
+            waiting=json_page({"waiting": waiting}),
             metrics=Page(
                 lambda: exposition(telemetry if alive else None, states, *heard),
                 "text/plain; version=0.0.4; charset=utf-8",

@@ -6,12 +6,15 @@ Each command works on the allow-list's file, whether the broker runs or not; a r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import socket
 import sys
 import time
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from dolmetsch.access import NODE, ROLES
 from dolmetsch.config import BrokerConfig, Config
@@ -147,13 +150,19 @@ def reachable(bind: str) -> str:
     host, _, port = bind.removeprefix("tcp://").rpartition(":")
     if host not in ("*", "0.0.0.0", "[::]"):
         return bind
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which way packets would go (RFC 5737)
-            found = probe.getsockname()[0]
-        except OSError:
-            raise ConfigError("this computer has no network: say where it is reached, --address tcp://HOST") from None
-    return f"tcp://{found}:{port}"
+    return f"tcp://{_own_address()}:{port}"
+
+
+def _own_address() -> str:
+    """The address that packets to elsewhere would bear; in a network without a router, that of the first interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which way packets would go (RFC 5737)
+        return str(probe.getsockname()[0])
+    for name, card in sorted(psutil.net_if_stats().items()):
+        for one in psutil.net_if_addrs().get(name, ()):
+            if card.isup and one.family == socket.AF_INET and not one.address.startswith("127."):
+                return str(one.address)
+    raise ConfigError("this computer has no network: say where it is reached, --address tcp://HOST")
 
 
 def _show_pending(ring: Keyring) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
+import zmq
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
@@ -28,9 +29,12 @@ from dashboard.history import History
 from dashboard.server import MAX_BODY_BYTES
 from dolmetsch.client import Client
 from dolmetsch.errors import JobFailed, NoBroker
-from dolmetsch.transport import telemetry_address
-from dolmetsch.wire import PROTOCOL
+from dolmetsch.keys import Credentials, KeyPair, fingerprint
+from dolmetsch.messages import Knock, Verdict
+from dolmetsch.transport import DealerPort, door_address, telemetry_address
+from dolmetsch.wire import PROTOCOL, decode
 from tests.conftest import wait_until
+from tests.test_gate import Owner
 
 QUICK_S = 5.0
 TOKEN = "correct-horse-battery-staple"
@@ -38,7 +42,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ACTION = {"X-Dolmetsch": "1"}
 SECRET = "Geheimnis der Brombeerhecke"
 GETS = (
-    "/api/cluster", "/api/nodes", "/api/nodes/pi-1", "/api/jobs?kind=recent", "/api/jobs?kind=slow",
+    "/api/cluster", "/api/nodes", "/api/nodes/pi-1", "/api/waiting", "/api/jobs?kind=recent", "/api/jobs?kind=slow",
     "/api/jobs?kind=dead", "/api/history?span=5m", "/api/history?span=1h", "/api/history?span=24h&node=pi-1",
     "/api/stats", "/api/debug", "/health", "/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/dashboard",
     "/static/favicon.svg",
@@ -118,7 +122,7 @@ def ready(served: Served) -> set[str]:
 def shown(program: Served, told: Publisher) -> Served:
     """The dashboard, with a cluster of two nodes on it."""
     told.scene.nodes = (node("pi-1"), node("pi-kitchen"))
-    told.scene.departed, told.scene.dead = (), ()
+    told.scene.departed, told.scene.dead, told.scene.waiting = (), (), ()
     wait_until(lambda: {"pi-1", "pi-kitchen"} <= ready(program), QUICK_S, "both nodes are shown")
     return program
 
@@ -568,6 +572,11 @@ def test_actions_need_the_token(living: Served) -> None:
         answer = living.post("/api/translate", body, **ACTION, **headers)
         assert answer.status_code == 401 and answer.headers["WWW-Authenticate"].startswith("Bearer")
     assert living.post("/api/translate", body, **BEARER).status_code == 403, "a token is no protection against forgery"
+    for action in ("approve", "refuse"):
+        path = f"/api/waiting/5e2f-90c1-7a44-0b3d/{action}"
+        assert living.post(path, **ACTION).status_code == 401 and living.post(path, **BEARER).status_code == 403
+        answer = do(living, path)
+        assert answer.status_code == 404 and "has no keys" in answer.json()["error"]
     assert TOKEN not in living.log
 
 
@@ -635,7 +644,7 @@ def test_a_node_is_drained_and_resumed_and_dead_letters_are_requeued_and_purged(
 def test_every_route_survives_what_its_description_allows_and_what_it_forbids(living: Served) -> None:
     schema: Any = schemathesis.openapi.from_dict(living.get("/openapi.json").json())
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) == 20
+    assert len(operations) == 23
     with requests.Session() as session:
         for operation in operations:
             fuzz(living, session, operation, GenerationMode.POSITIVE)
@@ -667,6 +676,57 @@ def test_after_the_brokers_restart_all_is_well(living: Served) -> None:
     wait_until(lambda: living.get("/readyz").status_code == 200, 15.0, "a node can translate again")
     assert do(living, "/api/translate", {"text": SECRET, "route": "de→en"}).status_code == 200
     assert "Traceback" not in living.log and SECRET not in living.log
+
+
+# ---- a broker with keys ----
+
+
+@contextlib.contextmanager
+def stranger(owner: Owner) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """A computer that nobody invited: its key's fingerprint, and how it knocks by some name and hears the verdict."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    pair = KeyPair(*zmq.curve_keypair())
+    door = DealerPort(context, door_address(owner.cluster.address), "stranger", Credentials(pair, owner.pair.public))
+
+    def knock(name: str) -> str:
+        door.send(Knock(name=name, token=b""))
+        assert door.socket.poll(10_000)
+        (verdict,) = [decode(frames) for frames in door.receive(1)]
+        assert isinstance(verdict, Verdict)
+        return verdict.state
+
+    try:
+        yield fingerprint(pair.public), knock
+    finally:
+        door.close()
+        context.term()
+
+
+def test_who_waits_is_let_in_or_turned_away(cluster: Cluster) -> None:
+    owner = Owner(cluster)
+    owner.start()
+    served = serve(cluster, DASHBOARD_TOKEN=TOKEN)
+    hostile = "<script>alert(1)</script> מחשב " + "x" * 97
+
+    def waiting() -> set[tuple[str, ...]]:
+        return {tuple(one.values()) for one in served.get("/api/waiting").json()["waiting"]}
+
+    with stranger(owner) as (key, knock), stranger(owner) as (other_key, other_knock):
+        assert knock("pi4") == other_knock(hostile) == "pending"
+        both = {("pi4", "127.0.0.1", key), (hostile, "127.0.0.1", other_key)}
+        wait_until(lambda: waiting() == both, QUICK_S, "both are shown")
+        assert "2 computers wait to be let in" in [one["text"] for one in served.now()["problems"]]
+        assert "\ndolmetsch_waiting_computers 2.0\n" in served.get("/metrics").text
+        assert served.post(f"/api/waiting/{key}/approve", **ACTION).status_code == 401
+        assert do(served, "/api/waiting/pi4/approve").status_code == 404, "a name is not enough"
+        assert do(served, "/api/waiting/0000-0000-0000-0000/approve").status_code == 404
+        assert knock("pi4") == "pending"
+        assert do(served, f"/api/waiting/{key}/approve").json() == {"done": True, "count": 1}
+        assert do(served, f"/api/waiting/{other_key}/refuse").json() == {"done": True, "count": 1}
+        assert do(served, f"/api/waiting/{other_key}/approve").status_code == 404, "it does not wait any more"
+        assert (knock("pi4"), other_knock("pi5")) == ("admitted", "refused")
+        wait_until(lambda: waiting() == set(), QUICK_S, "nobody waits")
+    assert "a bug" not in served.log and "Traceback" not in served.log + cluster.log("broker")
 
 
 def test_a_broker_that_goes_away_in_the_middle_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,10 @@ from dolmetsch.errors import (
     TransportError,
 )
 from dolmetsch.messages import Answer, Managed
+from dolmetsch.reports import Waiting
 
 SECRET = "Geheimnis der Brombeerhecke"
+KEY = "5e2f-90c1-7a44-0b3d"
 TRANSLATE = {"text": SECRET, "route": "de→en"}
 
 
@@ -164,6 +166,49 @@ def test_what_the_broker_says_of_an_order(desk: Desk) -> None:
     desk.hands.outcome = told(0, "there is no node called 'pi 9 ü' now")
     assert desk.ask("POST", "/api/nodes/pi 9 ü/drain".encode().decode("latin-1"))[0] == 404
     assert list(desk.hands.asked[-1]) == ["drain", "pi 9 ü"]
+
+
+def test_a_stranger_is_let_in_or_turned_away_by_its_key_alone(desk: Desk) -> None:
+    for action in ("approve", "refuse"):
+        desk.hands.outcome = Managed(action=action, node=KEY, count=1, problem="")
+        for body in (None, {}):
+            status, _, answer = desk.ask("POST", f"/api/waiting/{KEY}/{action}", body)
+            assert (status, json.loads(answer)) == (200, {"done": True, "count": 1})
+            assert desk.hands.asked[-1] == (action, KEY)
+        desk.hands.outcome = Managed(action=action, node=KEY, count=0, problem=f"nobody called {KEY} waits")
+        status, _, answer = desk.ask("POST", f"/api/waiting/{KEY}/{action}")
+        assert (status, json.loads(answer)) == (404, {"error": f"nobody called {KEY} waits"})
+        desk.hands.asked.clear()
+        assert desk.ask("POST", f"/api/waiting/{KEY}/{action}", {"name": "pi4"})[0] == 400
+        assert desk.ask("POST", f"/api/waiting/{KEY}/{action}", HTTP_X_DOLMETSCH="0")[0] == 403
+        names = ("pi4", KEY.upper(), f"{KEY}-0b3d", f"{KEY}\n", "<img src=x>", "\u202e4ip", "\ud800", "x" * 5000, "\0")
+        for name in names:
+            path = f"/api/waiting/{name}/{action}".encode("utf-8", "surrogatepass").decode("latin-1")
+            status, _, answer = desk.ask("POST", path)
+            assert status == 404 and list(json.loads(answer)) == ["error"], name
+        assert desk.hands.asked == []
+
+
+def test_strangers_names_are_listed_as_they_are(desk: Desk) -> None:
+    names = [
+        "</script><script>alert(1)</script>",
+        '"onmouseover="alert(1)',
+        "\u202e4ip",
+        "x" * 128,
+        "e" + 127 * "\u0301",
+    ]
+    scene = Scene(waiting=tuple([Waiting(name, "192.0.2.4", KEY) for name in names]))
+    watch = Watch("tcp://pi-0:5570", 0.0, 1.8e9)
+    watch.take(scene.telemetry(), 1.0, 1.8e9 + 1)
+    desk.listening.snapshot = watch.snapshot(1.0, 1.8e9 + 1)
+    status, headers, body = desk.ask("GET", "/api/waiting")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    told = json.loads(body)["waiting"]
+    assert told == [{"name": name, "address": "192.0.2.4", "fingerprint": KEY} for name in names]
+    assert json.loads(desk.ask("GET", "/api/cluster")[2])["waiting"] == told
+    assert desk.ask("GET", "/api/waiting", HTTP_IF_NONE_MATCH=headers["Etag"])[0] == 304
+    metrics = desk.ask("GET", "/metrics")[2].decode()
+    assert "\ndolmetsch_waiting_computers 5.0\n" in metrics and "alert" not in metrics
 
 
 def test_a_collector_that_hangs_is_said_so(desk: Desk) -> None:

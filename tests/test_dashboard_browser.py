@@ -10,17 +10,24 @@ import asyncio
 import contextlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import requests
 
 from bench.cluster import Cluster, free_port
+from dolmetsch import keys
 from dolmetsch.client import Client
+from dolmetsch.enrol import enrol
 from dolmetsch.errors import JobFailed
+from dolmetsch.transport import door_address
 from tests.conftest import wait_until
+from tests.test_dashboard import stranger
+from tests.test_gate import Computer, Owner, QuietSignals
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="there is no selenium")
 
@@ -121,16 +128,24 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         cluster.broker()
         for name in NODES:
             start_node(cluster, name)
-        port = free_port()
-        start_dashboard(cluster, port)
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
-        stack.callback(driver.quit)
+        page = stack.enter_context(opened(cluster, tmp_path_factory.mktemp("chromium")))
         cluster.wait_ready(2, 2)
+        yield page
+        assert page.asked, "what the browser asks for is seen"
+
+
+@contextlib.contextmanager
+def opened(cluster: Cluster, folder: Path) -> Iterator[Page]:
+    """A dashboard of ``cluster``, and a browser that shows it; what that keeps is in ``folder``."""
+    port = free_port()
+    start_dashboard(cluster, port)
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={folder}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
+    try:
         page = Page(driver, cluster, f"http://127.0.0.1:{port}")
         page.width(1440)
         wait_until(lambda: answers(page.origin), 10.0, "the dashboard answers")
@@ -138,7 +153,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         list(requested(driver))  # the browser's own first page is none of ours
         driver.get(f"{page.origin}/dashboard")
         yield page
-        assert page.asked, "what the browser asks for is seen"
+    finally:
+        driver.quit()
 
 
 def start_node(cluster: Cluster, name: str) -> None:
@@ -164,13 +180,17 @@ def page(shown: Page) -> Iterator[Page]:
         lambda: shown.link() == "live" and all(shown.state(name) == "ready" for name in NODES), 10.0, "all is well"
     )
     yield shown
+    nothing_to_complain_about(shown)
+
+
+def nothing_to_complain_about(page: Page) -> None:
     complaints = [
-        entry["message"] for entry in shown.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+        entry["message"] for entry in page.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
     ]
     assert [one for one in complaints if REFUSED not in one] == []
-    asked = list(requested(shown.driver))
-    shown.asked += len(asked)
-    assert [url for url in asked if not url.startswith(shown.origin + "/")] == []
+    asked = list(requested(page.driver))
+    page.asked += len(asked)
+    assert [url for url in asked if not url.startswith(page.origin + "/")] == []
 
 
 def requested(driver: Any) -> Iterator[str]:
@@ -361,3 +381,55 @@ def test_a_lost_dashboard_greys_the_page(page: Page) -> None:
         start_dashboard(page.cluster, port)
 
     goes_and_comes_back(page, lambda: page.cluster.kill("dashboard"), start, "gone")
+
+
+# ---- who waits to be let in ----
+
+
+def test_a_computer_that_knocks_is_compared_and_let_in(cluster: Cluster, tmp_path: Path) -> None:
+    owner, pi = Owner(cluster), Computer(cluster, "pi4")
+    owner.start()
+    key = keys.fingerprint(keys.own_pair(pi.config).public)
+    hostile = "<img src=x onerror=alert(1)> מחשב " + "x" * 94
+    invitation = keys.Invitation(cluster.address, door_address(cluster.address), owner.pair.public, b"")
+    admitted: list[bool] = []
+
+    def come() -> None:
+        with contextlib.closing(QuietSignals()) as signals:
+            admitted.append(enrol(pi.config, invitation, "pi4", signals))
+
+    with opened(cluster, tmp_path / "chromium") as page, stranger(owner) as (other_key, knock):
+
+        def keys_shown() -> set[str]:
+            script = "return [...document.querySelectorAll('#waiting [data-part=key]')].map((one) => one.textContent)"
+            return set(page.run(script))
+
+        wait_until(lambda: page.link() == "live", 10.0, "the page is there")
+        assert not page.one("#waiting").is_displayed()
+        newcomer = threading.Thread(target=come, daemon=True)
+        newcomer.start()
+        assert knock(hostile) == "pending"
+        wait_until(lambda: keys_shown() == {key, other_key}, 10.0, "both are shown")
+        assert page.one("#waiting").is_displayed() and "2 computers wait" in page.text("#problems")
+        assert page.text(".waiter:nth-child(1) [data-part=name]") == hostile, "as text"
+        assert not page.run("return document.querySelector('.waiter img')")
+        for pixels in (380, 1440):
+            page.width(pixels)
+            assert page.run("return document.scrollingElement.scrollWidth") <= pixels
+
+        page.one(".waiter:nth-child(1) [data-part=refuse]").send_keys(Keys.ENTER)
+        wait_until(lambda: keys_shown() == {key}, QUICK_S, "one is turned away")
+        assert page.focused().startswith("Waiting to be let in"), "the focus is not on the next one's button"
+        assert "a computer called pi4 at 127.0.0.1 waits to be let in" in page.text("#problems")
+        page.click(".waiter [data-part=approve]")
+        assert key in page.text("#confirm-text")
+        page.click("#confirm-dialog [data-cancel]")
+        page.click(".waiter [data-part=approve]")
+        page.click("#confirm-go")
+        wait_until(lambda: not page.one("#waiting").is_displayed(), QUICK_S, "nobody waits")
+        assert "pi4\u2069 is let in" in page.text("#said-text") and "waits" not in page.text("#problems")
+        newcomer.join(15.0)
+        assert admitted == [True] and knock("again") == "refused"
+        pi.node()
+        wait_until(lambda: page.state("pi4") == "ready", 20.0, "it is a node")
+        nothing_to_complain_about(page)

@@ -15,7 +15,7 @@ from dashboard.jobbook import JobBook
 from dashboard.snapshot import Snapshot
 from dashboard.watch import Watch
 from dolmetsch import __version__
-from dolmetsch.reports import NO_TEMPERATURE_C, ChildStatus, Departed, GatewayStatus
+from dolmetsch.reports import NO_TEMPERATURE_C, ChildStatus, Departed, GatewayStatus, Waiting
 
 WALL = 1_800_000_000.0
 OLD = node("pi-1").about._replace(version="0.0.9, Python 3.11.2")
@@ -263,6 +263,18 @@ def of_the_cluster() -> Iterator[Any]:
         {"jobs_a_turn": 2, "counts": NO_COUNTS._replace(queued_interactive=400)},
         "people wait: 400 jobs queued, about 3 min of work",
     )
+
+    stranger = Waiting("pi4", "192.0.2.4", "5e2f-90c1-7a44-0b3d")
+    yield {"waiting": (stranger,)}, "a computer called pi4 at 192.0.2.4 waits to be let in"
+    yield {"waiting": (stranger, stranger._replace(name="pi5"))}, "2 computers wait to be let in"
+    told = {
+        " ": "?",
+        "x" * 128: f"\u2068{'x' * 39}…\u2069",
+        "מחשב": "\u2068מחשב\u2069",
+        "<b>pi4</b>": "<b>pi4</b>",  # the page puts it in as text
+    }
+    for name, words in told.items():
+        yield {"waiting": (stranger._replace(name=name),)}, f"a computer called {words} at 192.0.2.4 waits to be let in"
 
 
 @pytest.mark.parametrize(("changes", "text"), list(of_the_cluster()))

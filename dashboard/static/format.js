@@ -68,6 +68,9 @@ export const degrees = (value) => (unknown(value) ? DASH : with_unit(Math.round(
 /** "1 node", "4 nodes". */
 export const plural = (value, word) => `${count(value)}${SPACE}${word}${value === 1 ? "" : "s"}`;
 
+/** A name that a stranger chose, for the middle of a sentence: the words beside it keep their order. */
+export const isolated = (name) => `\u2068${name}\u2069`;
+
 const two = (value) => String(value).padStart(2, "0");
 
 /** The time of day of a Unix time, "14:03:22"; with `minutes` "14:03". */

@@ -8,6 +8,7 @@ import { go_to_node, show_nodes } from "./nodes.js";
 import { show_gone, show_link, show_overview } from "./overview.js";
 import { Poll } from "./poll.js";
 import { routes_now, start_translate } from "./translate.js";
+import { show_waiting } from "./waiting.js";
 
 let latest = null;
 
@@ -15,6 +16,7 @@ function show(cluster) {
   latest = cluster;
   allow(cluster);
   show_overview(cluster, go_to_node);
+  show_waiting(cluster.waiting);
   show_nodes(cluster.nodes);
   show_gateways(cluster.gateways);
   routes_now(cluster.routes);

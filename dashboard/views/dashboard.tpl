@@ -55,6 +55,14 @@
     </div>
   </section>
 
+  <section id="waiting" aria-labelledby="waiting-title" hidden>
+    <div class="section-head">
+      <h2 id="waiting-title" tabindex="-1">Waiting to be let in <span class="count" id="waiting-count"></span></h2>
+    </div>
+    <p class="note">Anybody can take any name: let in only a computer that itself shows the same key, in its log.</p>
+    <ul id="waiting-list" class="waiting-list"></ul>
+  </section>
+
   <section id="nodes" aria-labelledby="nodes-title">
     <div class="section-head">
       <h2 id="nodes-title">Nodes <span class="count" id="node-count"></span></h2>
@@ -182,6 +190,18 @@
 
 <template id="problem-template">
   <li class="problem"><b data-part="level"></b><span data-part="text"></span><button type="button" class="quiet" data-part="show">Show</button></li>
+</template>
+
+<template id="waiting-template">
+  <li class="waiter">
+    <bdi class="cut" data-part="name"></bdi>
+    <p><span class="note">at</span> <span data-part="address"></span></p>
+    <p><span class="note">key</span> <span class="mono" data-part="key"></span></p>
+    <div class="buttons">
+      <button type="button" data-part="approve">Let in</button>
+      <button type="button" data-part="refuse">Turn away</button>
+    </div>
+  </li>
 </template>
 
 <template id="node-template">
