@@ -17,7 +17,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from dolmetsch.client import Client
+from dolmetsch.config import KeysConfig
 from dolmetsch.errors import NoBroker
+from dolmetsch.keys import Credentials, credentials, pair_at
 from dolmetsch.messages import Status
 
 HOUSE: Final = Path(__file__).resolve().parent.parent
@@ -46,6 +48,7 @@ class Cluster:
         self.folder = Path(self._own.name) if self._own else folder or Path()
         self.address = f"tcp://127.0.0.1:{free_port()}"
         self.ledger = self.folder / "ledger.sqlite3"
+        self._keys = KeysConfig(dir=str(self.folder / "data" / "dolmetsch" / "keys"))
         self.programs: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("DOLMETSCH_")},
@@ -53,6 +56,15 @@ class Cluster:
             "XDG_DATA_HOME": str(self.folder / "data"),
             "XDG_CONFIG_HOME": str(self.folder / "config"),
         }
+
+    @property
+    def keys(self) -> Credentials | None:
+        """What this computer's programs use: none unless ``secure`` was called, and the broker has started since."""
+        return credentials(self._keys, self.address)
+
+    def secure(self) -> None:
+        """From its next start on the broker uses keys, on loopback too."""
+        pair_at(Path(self._keys.dir) / "broker.key_secret", make=True)
 
     def __enter__(self) -> Self:
         return self
@@ -107,10 +119,18 @@ class Cluster:
         """Ask the broker."""
 
         async def ask() -> Status:
-            async with Client(self.address, gateway="status") as client:
+            async with Client(self.address, gateway="status", keys=self.keys) as client:
                 return await client.status(within_s)
 
         return asyncio.run(ask())
+
+    def wait_listening(self) -> None:
+        """Wait until the broker listens. Raises ``NoBroker``."""
+        until = time.monotonic() + READY_S
+        while "listening" not in self.log("broker"):
+            if time.monotonic() > until:
+                raise NoBroker(self.address, READY_S)
+            time.sleep(0.02)
 
     def wait_ready(self, nodes: int, workers: int | None = None) -> Status:
         """Wait until so many nodes, with so many workers, can translate. Raises ``NoBroker``."""

@@ -13,6 +13,7 @@ from typing import Final
 import zmq
 
 from dolmetsch.errors import RemoteError
+from dolmetsch.keys import Credentials
 from dolmetsch.messages import BULK, INTERACTIVE, Answer, JobSpec
 from dolmetsch.outbox import (
     Deliver,
@@ -49,11 +50,12 @@ class Load:
     lane: int = BULK
     answers: dict[bytes, Answer] = field(default_factory=dict)
     duplicates: int = 0
+    keys: Credentials | None = None
 
     def __enter__(self) -> Load:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         name = uuid.uuid4().hex[:12]
-        self._port = DealerPort(self._context, self.address, f"load-{name}")
+        self._port = DealerPort(self._context, self.address, f"load-{name}", self.keys)
         self._outbox = Outbox(gateway=f"load-{name}", incarnation=name, rng=random.Random(0), now=time.monotonic())
         self._poller = zmq.Poller()
         self._poller.register(self._port.socket, zmq.POLLIN)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the cluster itself costs: echo jobs a second through a durable ledger, and the latency it adds when idle.
 
-    python bench/overhead.py [--quick]
+    python bench/overhead.py [--quick] [--keys]
 
 1 broker, 2 nodes, the echo engine, real processes and sockets on this computer, SQLite with one synced commit a tick.
 The latency is that of one job at a time, minus the same job given to the engine directly in this process.
@@ -36,7 +36,7 @@ TEXT: Final = "Guten Morgen, wie geht es dir heute? Das ist ein Satz Nummer {}."
 def throughput(cluster: Cluster, jobs: int, rounds: int) -> list[float]:
     """Jobs a second, in each round."""
     rates = []
-    with Load(cluster.address) as load:
+    with Load(cluster.address, keys=cluster.keys) as load:
         load.run(load.jobs([TEXT.format(n) for n in range(2000)]))  # warm: connections, credit, code paths
         for number in range(rounds):
             texts = [TEXT.format(f"{number}.{n}") for n in range(jobs)]
@@ -50,7 +50,7 @@ def throughput(cluster: Cluster, jobs: int, rounds: int) -> list[float]:
 
 def idle_latency(cluster: Cluster, jobs: int) -> tuple[list[float], float]:
     """Milliseconds of each of ``jobs`` through an idle cluster, and the median of the engine by itself."""
-    with Load(cluster.address) as load:
+    with Load(cluster.address, keys=cluster.keys) as load:
         load.run(load.jobs(["warm"]))
         latencies = [load.one(TEXT.format(f"idle {n}")) * 1000 for n in range(jobs)]
     engine = EchoEngine(["de→en"])
@@ -69,9 +69,14 @@ def main() -> None:
     """Run it and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under 40 seconds")
-    quick = parser.parse_args().quick
+    parser.add_argument("--keys", action="store_true", help="everything encrypted (CURVE), as beyond one computer")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     with Cluster() as cluster:
+        if arguments.keys:
+            cluster.secure()
         broker = cluster.broker()
+        cluster.wait_listening()
         for name in ("one", "two"):
             cluster.node(name, "--engine", "echo", "--max-workers", "1")
         cluster.wait_ready(2)
@@ -92,9 +97,9 @@ def main() -> None:
     ]
     figures = {
         "jobs_per_s": round(median), "idle_added_ms_p50": round(p50, 3), "idle_added_ms_p99": round(p99, 3),
-        "broker_rss_mib": round(rss_mib), "quick": quick,
+        "broker_rss_mib": round(rss_mib), "keys": arguments.keys, "quick": quick,
     }  # fmt: skip
-    finish("overhead: 1 broker, 2 echo nodes, durable ledger, 1 gateway", rows, figures)
+    finish(f"overhead: 1 broker, 2 echo nodes, durable ledger, 1 gateway, keys: {arguments.keys}", rows, figures)
 
 
 if __name__ == "__main__":
