@@ -14,9 +14,9 @@ from typing import Final
 import zmq
 
 from dolmetsch.access import LISTENERS, may_send
-from dolmetsch.errors import DolmetschError, RemoteError
+from dolmetsch.errors import DolmetschError, InputError, RemoteError
 from dolmetsch.keyring import ADMITTED, Keyring
-from dolmetsch.keys import KeyPair, fingerprint
+from dolmetsch.keys import KeyPair, fingerprint, is_fingerprint
 from dolmetsch.messages import APPROVE, REFUSE, Knock, Manage, Managed, Message, Verdict
 from dolmetsch.reports import Waiting
 from dolmetsch.transport import CLUSTER, DOOR, TELEMETRY, Arrival, RouterPort, ZapPort
@@ -134,9 +134,11 @@ class Gate:
         door.send(arrival.peer, Verdict(state=state, detail=detail))
 
     def manage(self, message: Manage) -> Managed:
-        """Approve or refuse who waits."""
+        """Approve or refuse who waits, by its key's fingerprint: anybody can take any name."""
         act = {APPROVE: self._ring.approve, REFUSE: self._ring.refuse}[message.action]
         try:
+            if not is_fingerprint(message.node):
+                raise InputError(f"{message.node} is no fingerprint")
             stranger = act(message.node)
         except DolmetschError as error:
             return Managed(action=message.action, node=message.node, count=0, problem=str(error))

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from dolmetsch.access import ROLES
 from dolmetsch.errors import InputError, KeyFileError
-from dolmetsch.keys import check_public, fingerprint
+from dolmetsch.keys import check_public, fingerprint, is_fingerprint
 from dolmetsch.messages import MAX_NAME_CHARS, MAX_WAITING, TOKEN_BYTES
 
 SCHEMA_VERSION: Final = 1
@@ -150,6 +150,8 @@ class Keyring:
 
         A token is used up by the first who brings it; that one may come again, by its key.
         """
+        if is_fingerprint(name):
+            return REFUSED, "a name must not look like a fingerprint: give another one (--name)"
         with _Transaction(self):
             if token:
                 self._redeem(public, name, token)
@@ -333,8 +335,8 @@ def _digest(token: bytes) -> bytes:
 def _check(role: str, name: str) -> None:
     if role not in ROLES:
         raise InputError(f"there is no role {role}: a key is for a {', '.join(ROLES[:-1])} or {ROLES[-1]}")
-    if not (name.isprintable() and name.strip() == name and 0 < len(name) <= MAX_NAME_CHARS):
-        raise InputError(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
+    if not (name.isprintable() and name.strip() == name and 0 < len(name) <= MAX_NAME_CHARS) or is_fingerprint(name):
+        raise InputError(f"a name has 1 to {MAX_NAME_CHARS} printable characters, and is no fingerprint")
 
 
 def read_grants(text: str) -> list[Grant]:

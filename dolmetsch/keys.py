@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import ipaddress
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -40,6 +41,7 @@ SUFFIX: Final = ".key_secret"
 KNOWN_BROKERS: Final = "known_brokers"
 MAX_KNOWN: Final = 64
 _INVITATION: Final = "dolmetsch-"
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{4}(-[0-9a-f]{4}){3}", re.IGNORECASE)
 _MAX_INVITATION_CHARS: Final = 1024
 
 
@@ -110,6 +112,11 @@ def fingerprint(public: bytes) -> str:
     """64 bits of the key's SHA-256, as people compare them: ``5e2f-90c1-7a44-0b3d``."""
     digest = hashlib.sha256(z85.decode(public)).hexdigest()
     return "-".join(digest[start : start + 4] for start in range(0, 16, 4))
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether ``text`` looks like one: no name may, or a stranger could be approved in the place of another."""
+    return _FINGERPRINT.fullmatch(text) is not None
 
 
 def folder(config: KeysConfig) -> Path:

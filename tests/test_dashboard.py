@@ -686,7 +686,9 @@ def stranger(owner: Owner) -> Iterator[tuple[str, Callable[[str], str]]]:
     """A computer that nobody invited: its key's fingerprint, and how it knocks by some name and hears the verdict."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     pair = KeyPair(*zmq.curve_keypair())
-    door = DealerPort(context, door_address(owner.cluster.address), "stranger", Credentials(pair, owner.pair.public))
+    key = fingerprint(pair.public)
+    ours = Credentials(pair, owner.pair.public)
+    door = DealerPort(context, door_address(owner.cluster.address), f"stranger/{key}", ours)
 
     def knock(name: str) -> str:
         door.send(Knock(name=name, token=b""))
@@ -696,7 +698,7 @@ def stranger(owner: Owner) -> Iterator[tuple[str, Callable[[str], str]]]:
         return verdict.state
 
     try:
-        yield fingerprint(pair.public), knock
+        yield key, knock
     finally:
         door.close()
         context.term()

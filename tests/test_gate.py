@@ -189,7 +189,7 @@ def hears(cluster: Cluster, computer: Computer, within_s: float) -> bool:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     port = SubPort(context, telemetry_address(cluster.address), keys.credentials(computer.config, cluster.address))
     try:
-        if not port.socket.poll(within_s * 1000):
+        if not port.socket.poll(int(within_s * 1000)):
             return False
         return all(isinstance(decode(frames), Telemetry) for frames in port.receive(1))
     finally:

@@ -230,6 +230,16 @@ def test_the_waiting_room_is_small(ring: Keyring) -> None:
         ring.approve("x")
 
 
+def test_nobody_is_let_in_by_the_fingerprint_of_another(ring: Keyring) -> None:
+    pi, thief = pair().public, pair().public
+    ring.knock(pi, "pi4", b"", "192.0.2.4")
+    for name in (keys.fingerprint(pi), keys.fingerprint(pi).upper()):
+        assert ring.knock(thief, name, b"", "192.0.2.5")[0] == REFUSED
+    assert ring.approve(keys.fingerprint(pi)).public == pi
+    with pytest.raises(InputError, match="no fingerprint"):
+        ring.invite(NODE, keys.fingerprint(pi))
+
+
 def test_names_stay_apart(ring: Keyring) -> None:
     for _ in range(2):
         ring.knock(pair().public, "pi4", ring.invite(NODE, ""), "192.0.2.4")
