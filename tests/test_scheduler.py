@@ -402,6 +402,14 @@ def test_the_earliest_finish_wins(cluster: Cluster) -> None:
     assert len(sent(sends, m.Lease, N1)) == 4  # the fast one has no credit left
 
 
+def test_a_new_node_gets_the_next_job_and_so_can_measure_itself(cluster: Cluster) -> None:
+    cluster.node(N1)
+    cluster.beat(N1, chars_per_s=5000.0)
+    cluster.node(N2)
+    sends = cluster.submit(spec(1))
+    assert len(sent(sends, m.Lease, N2)) == 1
+
+
 def test_routes_are_matched_to_nodes(cluster: Cluster) -> None:
     cluster.node(N1, routes=("de→en",))
     cluster.node(N2, routes=("de→en", "fr→en"))
