@@ -5,13 +5,15 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help env dev run node test test-deploy check bench screenshots clean
-.PHONY: deploy add-node upgrade rollback wheelhouse
+.PHONY: env-deploy deploy add-node upgrade rollback rotate-keys status reset wheelhouse
 
 help:
 	@echo "make run                        broker, node, dashboard and HTTP gateway on this computer; the bot if it has a token"
 	@echo "make run BIND=tcp://0.0.0.0     the same, and other computers may join: python3 broker.py invite"
 	@echo "make node JOIN='...'            a node only, on another computer, with what the invitation says"
+	@echo "make deploy, make add-node HOST=pi4.local, make upgrade, make status    a box of Pis: see deploy/README.md"
 	@echo "make test                       the whole test suite"
+	@echo "make test-deploy                deployment on real systemd hosts (containers); needs root"
 	@echo "make check                      ruff, mypy, and who imports whom"
 	@echo "make bench                      throughput, overhead and the gateways, with their limits and peers"
 	@echo "make screenshots                the pictures of the dashboard in docs/images/; needs chromium"
@@ -50,6 +52,9 @@ node: env
 test: dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-deploy: dev env-deploy
+	@$(BIN)/python -m pytest -q tests/deploy
+
 check: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -63,8 +68,49 @@ bench: env
 	@$(BIN)/python bench/http.py
 	@$(BIN)/python bench/dashboard.py
 
+# ---- a box of Pis, by Ansible: see deploy/README.md ----
+
+INVENTORY ?= deploy/inventory.ini
+PLAY = $(inventory_there) ANSIBLE_CONFIG=deploy/ansible.cfg .venv-deploy/bin/ansible-playbook -i $(INVENTORY) $(ARGS)
+inventory_there = test -e $(INVENTORY) || { echo "say which computers: cp deploy/inventory.example.ini $(INVENTORY), and put their names in"; exit 2; };
+
+env-deploy: .venv-deploy/installed
+
+.venv-deploy/installed: deploy/requirements.txt
+	@test -x .venv-deploy/bin/python || $(PYTHON) -m venv .venv-deploy
+	@echo "installing deploy/requirements.txt into .venv-deploy (once)"
+	@.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
+	@touch $@
+
+deploy: env-deploy
+	@$(PLAY) deploy/site.yml
+
+add-node: env-deploy
+	@test -n "$(HOST)" || { echo "say which: make add-node HOST=pi4.local"; exit 2; }
+	@$(PLAY) -e host=$(HOST) $(if $(ADDRESS),-e address=$(ADDRESS)) deploy/add_node.yml
+
+upgrade: env-deploy
+	@$(PLAY) deploy/upgrade.yml
+
+rollback: env-deploy
+	@$(PLAY) deploy/rollback.yml
+
+rotate-keys: env-deploy
+	@$(PLAY) deploy/rotate_keys.yml
+
+status: env-deploy
+	@$(PLAY) deploy/status.yml
+
+# Needs CONFIRM=yes: it takes dolmetsch from all computers of the inventory.
+reset: env-deploy
+	@$(PLAY) $(if $(CONFIRM),-e confirm=$(CONFIRM)) deploy/reset.yml
+
+# For computers without internet: the wheels for 64-bit Pis and PCs with Debian 12 and 13, or TARGETS=aarch64-cp311.
+wheelhouse: env-deploy
+	@.venv-deploy/bin/python deploy/wheelhouse.py $(TARGETS)
+
 screenshots: dev
 	@$(BIN)/python bench/screenshots.py
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-deploy .pytest_cache .mypy_cache .ruff_cache .hypothesis
