@@ -226,6 +226,7 @@ class Books:
     def gave_up(self, job: Job, now: float, code: str, detail: str, *, blame: bool) -> None:
         """A node gave the job back: queue it again, or bury it when it has failed too often."""
         job.failures += blame
+        job.given_up = job.attempt
         if job.failures >= self._config.max_failures:
             self.kill(job, code, f"{detail} (failed {job.failures} times)"[:400], now)
         else:

@@ -67,9 +67,9 @@ class Job:
     """One job in the broker. Mutable on purpose: the scheduler is its only owner, and there may be 100 000."""
 
     __slots__ = (
-        "acked", "alternatives", "attempt", "chars", "deadline", "failures", "gateway", "id", "lane", "lease_until",
-        "leased_at", "losses", "node", "outcome", "queued_at", "reply_to", "route", "seq", "state", "story", "tenant",
-        "texts", "timer", "times", "waited_ms",
+        "acked", "alternatives", "attempt", "chars", "deadline", "failures", "gateway", "given_up", "id", "lane",
+        "lease_until", "leased_at", "losses", "node", "outcome", "queued_at", "reply_to", "route", "seq", "state",
+        "story", "tenant", "texts", "timer", "times", "waited_ms",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +92,7 @@ class Job:
         self.queued_at = now
         self.state = State.QUEUED
         self.attempt = 0  # leases so far: (id, attempt) names one
+        self.given_up = 0  # the last attempt that its node gave back
         self.losses = 0  # leases that expired or whose node was lost
         self.failures = 0  # leases that ended in a child's crash or an engine's error
         self.node: str | None = None

@@ -276,7 +276,10 @@ class Outbox:
 
     def next_deadline(self) -> float:
         """When ``Tick`` has something to do by itself."""
-        due = min(self._link.next_deadline(), self._ping_at, self._look_at)
+        due = min(self._link.next_deadline(), self._look_at)
+        if not self._link.up:  # nothing is sent, so nothing is late
+            return due
+        due = min(due, self._ping_at)
         return due if self._ack_at is None else min(due, self._ack_at)
 
     def _post(self, spec: JobSpec, now: float) -> None:
@@ -310,6 +313,7 @@ class Outbox:
                 self._accepted(states)
             case Rejected(jobs=refusals):
                 for refusal in refusals:
+                    self._unsent.pop(refusal.job_id, None)  # a second copy may wait to be sent
                     if self._parcels.pop(refusal.job_id, None) is not None:
                         self._effects.append(Refuse(refusal))
             case Welcome(edition=edition, routes=routes):

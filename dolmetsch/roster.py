@@ -145,7 +145,7 @@ class Roster:
     def add_node(self, node: Node) -> None:
         """A node has registered.
 
-        Until it has measured itself it is thought a little faster than the fastest that has: among idle nodes the fastest
+        Until it has measured itself it is thought a little faster than the fastest that has: of idle nodes the fastest
         gets the next job, and one that never gets any can never show what it does.
         """
         measured = [one.heartbeat.chars_per_s for one in self.nodes.values() if one.heartbeat is not None]

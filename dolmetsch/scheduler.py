@@ -374,7 +374,8 @@ class Scheduler:
         until = now + self._config.lease_s
         for lease in held:
             job = self.books.jobs.get(lease.job_id)
-            if job is None or job.attempt != lease.attempt or job.outcome is not None:
+            # One that was given up is shown again when RECEIVED was lost; leased anew, its failure would count twice.
+            if job is None or job.attempt != lease.attempt or job.given_up == lease.attempt or job.outcome is not None:
                 revoked.append(lease)
             elif lease.job_id in node.leases:
                 job.lease_until = until

@@ -244,9 +244,9 @@ class Session:
         if self._left or self._offer is None:
             return self._drain_by
         due = self._link.next_deadline()
-        if self._outcomes:
+        if self._link.up and self._outcomes:  # while it is down nothing is sent, so nothing is late
             due = min(due, self._resend_at)
-        if self._send_at is not None:
+        if self._link.up and self._send_at is not None:
             due = min(due, self._send_at)
         return due if self._drain_by is None else min(due, self._drain_by)
 

@@ -277,6 +277,18 @@ def test_failures_are_retried_then_buried_and_can_be_requeued(cluster: Cluster) 
     assert [one.attempt for one in sent(sends, m.Lease)] == [4]
 
 
+def test_a_failure_that_is_told_twice_counts_once(cluster: Cluster) -> None:
+    lease_one(cluster)
+    held = (m.HeldLease(key(1), 1),)
+    cluster.beat(N1, held, capacity=0)  # so that the job stays queued
+    failed = m.Failed(jobs=(m.Failure(key(1), 1, "child_crashed", "signal 9", True),))
+    cluster.say(N1, failed)
+    sends = cluster.node(N2, capacity=0, held=held, name=N1.decode())  # RECEIVED was lost: the node shows it again
+    assert sent(sends, m.Revoke, N2)
+    cluster.say(N2, failed)
+    assert cluster.scheduler.books.jobs[key(1)].failures == 1
+
+
 def test_a_dead_letter_can_be_requeued_after_a_restart(cluster: Cluster) -> None:
     cluster.submit(spec(1, deadline_s=5))
     cluster.tick(6)

@@ -383,3 +383,15 @@ def test_a_registration_says_how_long_the_machine_has_been_up() -> None:
     node.session._about = About("pi", "Pi 5", "Debian", "0.1.0", 4, 2**33, 50.0)
     (register,) = of(node.handle(se.Offer(ROUTES, 2), 25.0), m.Register)
     assert register.about.up_s == 75.0
+
+
+def test_without_a_broker_a_node_with_outcomes_looks_seldom(node: Node) -> None:
+    node.hear(m.Lease(jobs=(lease(1),)))
+    node.finish(1)
+    turns, until = 0, node.now + 60.0
+    while node.now < until:
+        turns += 1
+        due = node.session.next_deadline()
+        assert due is not None
+        node.tick(max(0.0, due - node.now) + 0.001)
+    assert turns < 200  # and not a thousand a second
