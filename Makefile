@@ -105,9 +105,9 @@ status: env-deploy
 reset: env-deploy
 	@$(PLAY) $(if $(CONFIRM),-e confirm=$(CONFIRM)) deploy/reset.yml
 
-# For computers without internet: the wheels for 64-bit Pis and PCs with Debian 12 and 13, or TARGETS=aarch64-cp311.
+# For computers without internet: the wheels for 64-bit Pis and PCs with Debian 12 and 13, or KINDS=x86_64-cp311.
 wheelhouse: env-deploy
-	@.venv-deploy/bin/python deploy/wheelhouse.py $(TARGETS)
+	@.venv-deploy/bin/python deploy/wheelhouse.py $(KINDS)
 
 screenshots: dev
 	@$(BIN)/python bench/screenshots.py
