@@ -248,7 +248,9 @@ async def _move_node(broker: Broker, arguments: argparse.Namespace) -> int:
             node = next((one for one in status.nodes if one.name == name), None)
             if node is None:
                 raise InputError(f"{name} has left the cluster")
-            if node.leased == 0 if action == DRAIN else node.state == "ready" and node.workers > 0:
+            if node.state == ("draining" if action == DRAIN else "ready") and (
+                node.leased == 0 if action == DRAIN else node.workers > 0
+            ):
                 print(f"{name} {'holds nothing any more' if action == DRAIN else 'takes work again'}")
                 return 0
             await asyncio.sleep(LOOK_S)

@@ -347,7 +347,7 @@ class Scheduler:
             same = before.incarnation == message.incarnation
             if not same:
                 self._evicted.append((before.name, before.incarnation))
-            kept = {held.job_id for held in message.held} if same else set()
+            kept = {(held.job_id, held.attempt) for held in message.held} if same else set()
             self._remove_node(before, now, "its node was restarted", keep=kept)
         node = Node(
             peer=peer, name=message.node, incarnation=message.incarnation, capacity=message.capacity, now=now,
@@ -433,13 +433,20 @@ class Scheduler:
             self._remove_node(node, now, "its node's connection broke")
 
     def _remove_node(
-        self, node: Node, now: float, why: str, *, blame: bool = True, keep: Iterable[bytes] = (), how: str = "lost"
+        self,
+        node: Node,
+        now: float,
+        why: str,
+        *,
+        blame: bool = True,
+        keep: Iterable[tuple[bytes, int]] = (),
+        how: str = "lost",
     ) -> None:
         self._roster.remove_node(node)
         self.books.chronicle.departed(node.name, how, why, now)
         kept = set(keep)
         for job in list(node.leases.values()):
-            if job.id in kept:  # the node presents it again in a moment
+            if (job.id, job.attempt) in kept:  # the node presents it again in a moment
                 self.books.orphan(job, node, now)
             else:
                 self.books.lose(job, now, why, blame=blame)

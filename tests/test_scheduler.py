@@ -289,6 +289,13 @@ def test_a_failure_that_is_told_twice_counts_once(cluster: Cluster) -> None:
     assert cluster.scheduler.books.jobs[key(1)].failures == 1
 
 
+def test_a_node_that_registers_twice_keeps_only_the_attempts_it_shows(cluster: Cluster) -> None:
+    lease_one(cluster)
+    cluster.say(N1, m.Failed(jobs=(m.Failure(key(1), 1, "child_crashed", "signal 9", True),)))  # leased again, as 2
+    cluster.node(N1, held=(m.HeldLease(key(1), 1),))  # written before the second lease came
+    assert cluster.scheduler.books.orphans == {}
+
+
 def test_a_dead_letter_can_be_requeued_after_a_restart(cluster: Cluster) -> None:
     cluster.submit(spec(1, deadline_s=5))
     cluster.tick(6)
