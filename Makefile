@@ -76,7 +76,7 @@ inventory_there = test -e $(INVENTORY) || { echo "say which computers: cp deploy
 
 env-deploy: .venv-deploy/installed
 
-.venv-deploy/installed: deploy/requirements.txt
+.venv-deploy/installed: deploy/requirements.txt requirements.txt
 	@test -x .venv-deploy/bin/python || $(PYTHON) -m venv .venv-deploy
 	@echo "installing deploy/requirements.txt into .venv-deploy (once)"
 	@.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt

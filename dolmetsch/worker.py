@@ -21,7 +21,9 @@ import argparse
 import contextlib
 import ctypes
 import logging
+import mmap
 import os
+import platform
 import select
 import signal
 import socket
@@ -196,6 +198,23 @@ def steady_heap() -> Iterator[None]:
         mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
 
 
+def check_executable_memory() -> None:
+    """Raises ``ConfigError`` where memory may not be made executable (systemd's MemoryDenyWriteExecute, for instance).
+
+    CTranslate2's int8 arithmetic on x86-64 is compiled as it runs. Where that is denied it reports no error: it
+    translates to nonsense.
+    """
+    if platform.machine() != "x86_64":
+        return
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    except OSError as error:
+        raise ConfigError(
+            "memory may not be made executable here, and CTranslate2 would translate to nonsense:"
+            " take MemoryDenyWriteExecute away"
+        ) from error
+
+
 def open_engine(options: argparse.Namespace) -> Engine:
     """Pin this process and open the engine that ``options`` asks for. Raises ``ConfigError`` or ``PackageError``."""
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -213,6 +232,7 @@ def open_engine(options: argparse.Namespace) -> Engine:
     routes = options.routes.split(",") if options.routes else None
     if options.engine == "echo":
         return EchoEngine(routes or ["de→en"])
+    check_executable_memory()
     from dolmetsch.packages import find_packages
 
     with steady_heap():

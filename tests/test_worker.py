@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -338,3 +339,14 @@ def test_memory_stays_within_its_bound(argos: Parent) -> None:
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     size = sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file())
     assert peak <= 2.5 * size + 120 * 2**20
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="CTranslate2 compiles its arithmetic on x86-64 only")
+def test_where_memory_may_not_be_executable_it_says_so_and_translates_no_nonsense(start: Start) -> None:
+    deny = "import ctypes, sys; sys.exit(3) if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) else None"  # PR_SET_MDWE
+    if subprocess.run([sys.executable, "-c", deny], check=False, timeout=LIMIT_S).returncode:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    run = f"{deny}; import runpy; sys.argv.pop(0); runpy.run_module('dolmetsch.worker', run_name='__main__')"
+    child = start("--packages", str(EMBEDDED), program=("-c", run, "worker"))
+    kind, why = child.receive()
+    assert kind == "broken" and "MemoryDenyWriteExecute" in why

@@ -56,9 +56,7 @@ SUITE: Final = "bookworm"
 MIRROR: Final = "http://deb.debian.org/debian"
 # What a Pi has and a deployment may count on: Python without venv and pip, ssh, sudo.
 PACKAGES: Final = ("systemd", "systemd-sysv", "dbus", "openssh-server", "sudo", "python3", "iproute2")
-# Run in the new root file system. The empty machine-id makes each copy's first boot a first boot. nspawn hides the
-# kernel's boot id behind one of its own, which a service with a /proc of its own (ProtectProc=) does not see: without
-# that all programs see the same, as they do on a real host.
+# Run in the new root file system. The empty machine-id makes each copy's first boot a first boot.
 FINISH: Final = """
 set -e
 apt-get clean
@@ -69,18 +67,6 @@ systemctl enable systemd-networkd.service ssh.service
 systemctl disable apt-daily.timer apt-daily-upgrade.timer
 systemctl mask systemd-networkd-wait-online.service console-getty.service
 echo LANG=C.UTF-8 > /etc/default/locale
-cat > /etc/systemd/system/one-boot-id.service <<'UNIT'
-[Unit]
-DefaultDependencies=no
-Before=systemd-journald.service sysinit.target
-ConditionPathIsMountPoint=/proc/sys/kernel/random/boot_id
-[Service]
-Type=oneshot
-ExecStart=umount /proc/sys/kernel/random/boot_id
-[Install]
-WantedBy=sysinit.target
-UNIT
-systemctl enable one-boot-id.service
 useradd --create-home --shell /bin/bash --groups sudo pi
 echo 'pi ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/010_pi-nopasswd
 chmod 0440 /etc/sudoers.d/010_pi-nopasswd

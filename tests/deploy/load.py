@@ -63,6 +63,7 @@ class SteadyLoad:
         self.samples: list[Sample] = []
         self.status: Status | None = None  # the latest
         self.error: BaseException | None = None
+        self._watching = True
         self._started = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="steady load", daemon=True)
@@ -182,8 +183,9 @@ class SteadyLoad:
                 self._started.set()
                 await self._send(client)
             finally:
-                watch.cancel()
-                await asyncio.wait([watch])
+                # Not cancelled: wait_for of Python 3.11 may swallow that, and the loop would go on for ever.
+                self._watching = False
+                await watch
 
     async def _send(self, client: Client) -> None:
         texts = sentences()
@@ -213,7 +215,7 @@ class SteadyLoad:
         client.submit(JobSpec(job_id, "de→en", (text,), BULK, "load", DEADLINE_S, b""), ending)
 
     async def _watch(self, client: Client) -> None:
-        while True:
+        while self._watching:
             with contextlib.suppress(NoBroker):
                 status = await client.status(STATUS_S)
                 self.status = status

