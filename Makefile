@@ -4,7 +4,7 @@ export BIND
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev run node test test-deploy check bench screenshots clean
+.PHONY: help env dev run node test test-deploy simulate check bench screenshots model clean
 .PHONY: env-deploy deploy add-node upgrade rollback rotate-keys status reset wheelhouse
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make deploy, make add-node HOST=pi4.local, make upgrade, make status    a box of Pis: see deploy/README.md"
 	@echo "make test                       the whole test suite"
 	@echo "make test-deploy                deployment on real systemd hosts (containers); needs root"
+	@echo "make simulate                   ten thousand worlds in virtual time, each decided by one number"
 	@echo "make check                      ruff, mypy, and who imports whom"
 	@echo "make bench                      throughput, overhead and the gateways, with their limits and peers"
 	@echo "make screenshots                the pictures of the dashboard in docs/images/; needs chromium"
@@ -52,13 +53,17 @@ node: env
 test: dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Ten thousand small worlds with crashes, lost connections and slow disks; SEEDS=100 for fewer.
+simulate: env
+	@$(BIN)/python -m simulation --seeds $(or $(SEEDS),10000) --jobs $$(nproc)
+
 test-deploy: dev env-deploy
 	@$(BIN)/python -m pytest -q tests/deploy
 
 check: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy dolmetsch dashboard broker.py node.py gateway_cli.py gateway_discord.py gateway_http.py
+	@$(BIN)/mypy dolmetsch dashboard simulation broker.py node.py gateway_cli.py gateway_discord.py gateway_http.py
 	@$(BIN)/python -m pytest -q tests/test_arrows.py
 
 bench: env

@@ -52,7 +52,9 @@ CREATE TABLE invitation (
 );
 CREATE TABLE place (
     broker TEXT NOT NULL,         -- where the broker listened when it last started: one row
-    door TEXT NOT NULL
+    door TEXT NOT NULL,
+    boot TEXT NOT NULL,           -- and when that was
+    started REAL NOT NULL
 );
 """
 
@@ -166,7 +168,7 @@ class Keyring:
 
     def _redeem(self, public: bytes, name: str, token: bytes) -> None:
         """Give the role that the invitation is for, if it is valid; in either case it is gone."""
-        boot, now = self._clock()
+        boot, now = self._now()
         rows = self._run("DELETE FROM invitation WHERE digest = ? RETURNING role, name, boot, until", _digest(token))
         if not rows or rows[0][2] != boot or rows[0][3] < now:
             return
@@ -174,7 +176,7 @@ class Keyring:
         self._give(Grant(role, self._free_name(wanted or name, public), public), "invited")
 
     def _wait(self, public: bytes, name: str, address: str) -> tuple[str, str]:
-        boot, now = self._clock()
+        boot, now = self._now()
         self._run("DELETE FROM pending WHERE boot != ? OR seen < ?", boot, now - PENDING_S)
         others = self._run("SELECT address FROM pending WHERE public != ?", public)
         if len(others) >= MAX_WAITING or others.count((address,)) >= MAX_PENDING_PER_HOST:
@@ -188,7 +190,7 @@ class Keyring:
         """A token that lets one newcomer in with ``role``. Raises ``InputError``."""
         _check(role, name or "x")
         token = secrets.token_bytes(TOKEN_BYTES)
-        boot, now = self._clock()
+        boot, now = self._now()
         with _Transaction(self):
             self._run("DELETE FROM invitation WHERE boot != ? OR until < ?", boot, now)
             ((count,),) = self._run("SELECT count(*) FROM invitation")
@@ -201,7 +203,7 @@ class Keyring:
 
     def pending(self) -> list[Stranger]:
         """Who waits, by name."""
-        boot, now = self._clock()
+        boot, now = self._now()
         sql = "SELECT public, name, address FROM pending WHERE boot = ? AND seen >= ? ORDER BY name, public"
         return [Stranger(*row) for row in self._run(sql, boot, now - PENDING_S)]
 
@@ -249,7 +251,7 @@ class Keyring:
         """The broker listens there: invitations are to say so."""
         with _Transaction(self):
             self._run("DELETE FROM place")
-            self._run("INSERT INTO place VALUES (?, ?)", broker, door)
+            self._run("INSERT INTO place VALUES (?, ?, ?, ?)", broker, door, *self._clock())
 
     def place(self) -> tuple[str, str] | None:
         """Where the broker listens, and its door; None before its first start."""
@@ -283,6 +285,12 @@ class Keyring:
         return changes
 
     # ---- rows ----
+
+    def _now(self) -> tuple[str, float]:
+        """This boot's id as the broker sees it, and the seconds since: a container's service may see another one."""
+        boot, now = self._clock()
+        rows = self._run("SELECT boot FROM place WHERE started <= ?", now)  # later than now: that was before a reboot
+        return (rows[0][0] if rows else boot), now
 
     def _holder(self, public: bytes) -> Holder | None:
         rows = self._run("SELECT public, role, name, source, since FROM key WHERE public = ?", public)

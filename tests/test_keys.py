@@ -204,6 +204,21 @@ def test_an_invitation_ends_with_its_time_and_with_the_boot(ring: Keyring, clock
     assert ring.roles == {}
 
 
+def test_a_command_that_sees_another_boot_id_goes_by_the_brokers(ring: Keyring, tmp_path: Path, clock: Clock) -> None:
+    """As in a container, where the service's /proc is not the shell's."""
+    ring.listens("tcp://192.0.2.1:5570", "tcp://192.0.2.1:5572")
+    shell_clock = Clock()
+    shell_clock.boot, shell_clock.now = "masked", clock.now + 5
+    shell = Keyring(tmp_path / "allowed.sqlite3", shell_clock)
+    token = shell.invite(NODE, "")
+    assert ring.knock(pair().public, "pi4", token, "192.0.2.4")[0] == ADMITTED
+    ring.knock(pair().public, "pi5", b"", "192.0.2.5")
+    assert [one.name for one in shell.pending()] == ["pi5"]
+    shell_clock.now = 10.0  # rebooted, and the broker has not started yet: what it wrote is of no use
+    assert shell.pending() == []
+    shell.close()
+
+
 def test_who_knocks_without_an_invitation_waits_to_be_approved(ring: Keyring, clock: Clock) -> None:
     one = pair().public
     assert ring.knock(one, "pi4", b"", "192.0.2.4")[0] == PENDING

@@ -200,7 +200,7 @@ def test_an_upgrade_stops_at_the_first_failure_and_is_rolled_back(deployed: Site
 def test_a_node_is_added_under_load(deployed: Site, figure: Figure) -> None:
     assert "pi4" not in names(deployed.nodes)
     (pi4,) = deployed.hosts.boot("pi4")
-    with deployed.load(per_s=60) as load:
+    with deployed.load() as load:
         started = time.monotonic()
         deployed.add(pi4)
         load.wait_work("pi4", within_s=60)
