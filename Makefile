@@ -53,6 +53,18 @@ node: env
 test: dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# A package from parallel text: make model CORPUS=pairs.tsv VALIDATION=validation.tsv OUT=folder; see models/recipe/README.md.
+model: .venv-model/installed
+	@test -n "$(CORPUS)" -a -n "$(VALIDATION)" || { echo "say from what: make model CORPUS=pairs.tsv VALIDATION=validation.tsv"; exit 2; }
+	@.venv-model/bin/python -m models.recipe train --corpus $(CORPUS) --validation $(VALIDATION) \
+		--work $(or $(WORK),.model) --out $(or $(OUT),.model/out) $(ARGS)
+
+.venv-model/installed: models/recipe/requirements.txt requirements.txt
+	@test -x .venv-model/bin/python || $(PYTHON) -m venv .venv-model
+	@echo "installing models/recipe/requirements.txt into .venv-model (once; torch is large)"
+	@.venv-model/bin/python -m pip install --quiet --disable-pip-version-check -r models/recipe/requirements.txt
+	@touch $@
+
 # Ten thousand small worlds with crashes, lost connections and slow disks; SEEDS=100 for fewer.
 simulate: env
 	@$(BIN)/python -m simulation --seeds $(or $(SEEDS),10000) --jobs $$(nproc)
@@ -118,4 +130,4 @@ screenshots: dev
 	@$(BIN)/python bench/screenshots.py
 
 clean:
-	rm -rf .venv .venv-deploy .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-deploy .venv-model .pytest_cache .mypy_cache .ruff_cache .hypothesis

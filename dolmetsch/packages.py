@@ -166,12 +166,17 @@ def _model_version(path: Path, metadata: Metadata) -> str:
 
 def _subfolders(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_other(path))
     except FileNotFoundError:
         return []
     except OSError as error:
         log.warning("%s cannot be searched for packages: %s", folder, error.strerror)
         return []
+
+
+def _is_other(path: Path) -> bool:
+    """Whether a folder is not meant to be a package: the store's own, and the recipe beside the embedded package."""
+    return path.name.startswith(".") or path == EMBEDDED / "recipe"
 
 
 def _open_or_warn(path: Path) -> Package | None:

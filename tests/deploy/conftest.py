@@ -13,11 +13,15 @@ from tests.deploy.hosts import Hosts, missing
 from tests.deploy.playbooks import ansible
 from tests.deploy.site import Site
 
+SLACK: Final = 3
 _FIGURES: Final = pytest.StashKey[list[str]]()
 
 
 class Figure:
-    """Notes what was measured, to be shown at the end; more than the limit is a failure."""
+    """Notes what was measured, to be shown at the end beside what it should be at most.
+
+    Only several times that is a failure: a test must not fail because the machine has other things to do.
+    """
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
@@ -25,7 +29,7 @@ class Figure:
     def __call__(self, what: str, value: float, limit: float | None = None, unit: str = "s") -> None:
         at_most = "" if limit is None else f", at most {limit:g}"
         self._lines.append(f"{value:10.1f} {unit:1}  {what}{at_most}")
-        assert limit is None or value <= limit, what
+        assert limit is None or value <= SLACK * limit, what
 
 
 @pytest.fixture

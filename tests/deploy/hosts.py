@@ -53,7 +53,6 @@ NEEDS: Final = {  # program: the Debian package that has it
     "tcpdump": "tcpdump",
 }
 SUITE: Final = "bookworm"
-MIRROR: Final = "http://deb.debian.org/debian"
 # What a Pi has and a deployment may count on: Python without venv and pip, ssh, sudo.
 PACKAGES: Final = ("systemd", "systemd-sysv", "dbus", "openssh-server", "sudo", "python3", "iproute2")
 # Run in the new root file system. The empty machine-id makes each copy's first boot a first boot.
@@ -148,11 +147,11 @@ def root_file_system() -> Path:
 def _build(folder: Path) -> None:
     half = folder.with_name(f"{folder.name}.half")
     shutil.rmtree(half, ignore_errors=True)
-    mirror = os.environ.get("DOLMETSCH_DEBIAN_MIRROR", MIRROR)
+    mirror = os.environ.get("DOLMETSCH_DEBIAN_MIRROR", "")  # without one, debootstrap's own
     include = f"--include={','.join(PACKAGES)}"
-    print(f"making the root file system {folder} from {mirror} (once, about a minute)", file=sys.stderr, flush=True)
+    print(f"making the root file system {folder} (once, about a minute)", file=sys.stderr, flush=True)
     try:
-        run("debootstrap", "--variant=minbase", include, SUITE, half, mirror, timeout_s=900)
+        run("debootstrap", "--variant=minbase", include, SUITE, half, *filter(None, [mirror]), timeout_s=900)
         run("chroot", half, "/bin/sh", "-c", FINISH, timeout_s=60)
         half.rename(folder)
     except BaseException:

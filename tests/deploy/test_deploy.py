@@ -120,6 +120,7 @@ def test_exposure_of_each_unit(deployed: Site, figure: Figure) -> None:
             found = re.search(r"Overall exposure level for \S+: (\d+\.\d)", said)
             assert found is not None, said
             figure(f"systemd-analyze security {unit}", float(found[1]), EXPOSURE, unit="")
+            assert float(found[1]) <= EXPOSURE
 
 
 def test_keys_are_where_they_belong(deployed: Site) -> None:

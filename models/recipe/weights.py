@@ -1,0 +1,75 @@
+"""Read the weights of a package with this recipe's network (the embedded one has it), to train on from them.
+
+CTranslate2 writes model.bin and reads it, but does not hand its weights out again.
+Source of the format: CTranslate2 4, ``python/ctranslate2/specs/model_spec.py``, ``_serialize``.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.recipe.network import Network, Shape
+
+FORMAT: Final = 6
+TYPES: Final = (np.float32, np.int8, np.int16, np.int32, np.float16)
+
+
+def read_variables(path: Path) -> dict[str, np.ndarray]:
+    """All variables of a model.bin by name. Raises ``ValueError`` for another format."""
+    with path.open("rb") as file:
+        (version,) = struct.unpack("<I", file.read(4))
+        if version != FORMAT:
+            raise ValueError(f"{path} has the format {version}: only {FORMAT} can be read")
+        _name(file)
+        _, count = struct.unpack("<II", file.read(8))
+        return dict(_variable(file) for _ in range(count))
+
+
+def _name(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<H", file.read(2))
+    return file.read(length)[:-1].decode()
+
+
+def _variable(file: BinaryIO) -> tuple[str, np.ndarray]:
+    name = _name(file)
+    (rank,) = struct.unpack("<B", file.read(1))
+    dims = struct.unpack(f"<{rank}I", file.read(4 * rank))
+    kind, size = struct.unpack("<BI", file.read(5))
+    return name, np.frombuffer(file.read(size), TYPES[kind]).reshape(dims)
+
+
+def read_network(path: Path, dropout: float) -> Network:
+    """The network in a CTranslate2 folder, its int8 weights made float. Raises ``ValueError`` for another kind."""
+    variables = read_variables(path / "model.bin")
+    network = Network(_shape(variables), dropout)
+    state = {name: _floats(variables, name) for name in network.state_dict()}
+    network.load_state_dict(state)
+    return network
+
+
+def _shape(variables: dict[str, np.ndarray]) -> Shape:
+    try:
+        vocabulary, dim = variables["decoder/embeddings/weight"].shape
+        layers = [len([name for name in variables if re.fullmatch(rf"{side}/layer_\d+/ffn/linear_0/weight", name)])
+                  for side in ("encoder", "decoder")]  # fmt: skip
+        ffn = variables["encoder/layer_0/ffn/linear_0/weight"].shape[0]
+        return Shape(layers[0], layers[1], dim, ffn, int(variables["encoder/num_heads"]), vocabulary)
+    except KeyError as error:
+        raise ValueError(f"the package has another kind of network: there is no {error}") from error
+
+
+def _floats(variables: dict[str, np.ndarray], name: str) -> Tensor:
+    key = re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
+    if key not in variables:
+        raise ValueError(f"the package has another kind of network: there is no {key}")
+    value = variables[key].astype(np.float32)
+    if variables[key].dtype == np.int8:
+        value /= variables[f"{key}_scale"].reshape(-1, 1)
+    return torch.from_numpy(value.copy())

@@ -1,0 +1,392 @@
+"""The recipe: what training may see, what chat looks like, and (where torch is installed) training to a package."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dolmetsch.packages import EMBEDDED, open_package
+from models.recipe import augment, pairs, plot, stream
+from models.recipe.__main__ import main
+from models.recipe.evaluate import CHAT, CLEAN, Score, Scores, Translator, perturbed, table
+from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
+from models.recipe.pairs import NearDuplicates, Pair, Tally, hold_out, is_useful, plain, read_pairs, select
+from models.recipe.schedule import Plan
+
+HOUSE = Path(__file__).parent.parent
+CORPUS = Path(os.environ.get("DOLMETSCH_CORPUS", HOUSE.parent / "shared" / "corpus"))
+GERMAN = EMBEDDED / "translate-de_en-1_0"
+CODES = ("de", "en")
+PAIR = Pair("Weißt du, wo meine Schlüssel sind?", "Do you know where my keys are?")
+SOME = [
+    Pair(f"{name} hat {count} {thing[0]} gekauft.", f"{name} bought {count} {thing[1]}.")
+    for name in ("Tom", "Anna", "Peter", "Lena")
+    for count in (2, 3, 17, 40)
+    for thing in (("Äpfel", "apples"), ("Bücher", "books"), ("Hüte", "hats"), ("Stühle", "chairs"))
+]
+FACTS = Facts(
+    from_code="de",
+    to_code="en",
+    version="1.1",
+    architecture="Small.",
+    training="Short.",
+    data="Little.",
+    credits=("Us.",),
+)
+SCORES = Scores(
+    model="de_en-1.1-0badcafe", beam=2, copies={CLEAN: Score(20.0, 40.0), CHAT: Score(15.0, 30.0)}, tokens_per_s=3000,
+    size_bytes=6_500_000, signatures=("b", "c"),
+)  # fmt: skip
+
+
+def rng() -> random.Random:
+    return random.Random(1)
+
+
+# --- pairs ------------------------------------------------------------------------------
+
+
+def test_two_columns_are_read_plain_or_packed_in_either_direction(tmp_path: Path) -> None:
+    text = "Hallo!\tHi.\tCC-BY 2.0\nohne Tabulator\nFeuer!\tFire!\n"
+    (tmp_path / "a.tsv").write_text(text)
+    with gzip.open(tmp_path / "a.tsv.gz", "wt") as file:
+        file.write(text)
+    assert read_pairs(tmp_path / "a.tsv") == [("Hallo!", "Hi."), ("Feuer!", "Fire!")]
+    assert read_pairs(tmp_path / "a.tsv.gz", reverse=True) == [("Hi.", "Hallo!"), ("Fire!", "Feuer!")]
+
+
+@pytest.mark.parametrize(
+    ("pair", "useful"),
+    [
+        (PAIR, True),
+        (Pair("Hi.", "Guten Tag, mein Herr."), True),
+        (Pair("", "Hi."), False),
+        (Pair("123", "123"), False),
+        (Pair("Ja.", "This says a great deal more than yes."), False),
+        (Pair("wort " * 61, "word " * 61), False),
+        (Pair("x" * 401, "x" * 401), False),
+    ],
+)
+def test_what_teaches_nothing_is_dropped(pair: Pair, useful: bool) -> None:
+    assert is_useful(pair) is useful
+
+
+def test_near_duplicates_of_the_validation_file_are_dropped_from_either_side() -> None:
+    validation = [
+        Pair("Der Zug um 10:15 Uhr fährt heute nicht nach Köln.", "The 10:15 train does not go to Cologne today.")
+    ]
+    kept = Pair("Der Hund schläft heute nicht.", "The dog does not sleep today.")
+    dropped = [
+        Pair("der zug um 11:30 uhr faehrt heute nicht nach koeln", "There is no train for us."),
+        Pair("Der Zug um 10:15 Uhr fährt heute leider nicht nach Köln.", "There is no train for us."),
+        Pair("Heute kommt für uns leider kein Zug.", "The 10:15 train doesn't go to Cologne today."),
+    ]
+    tally = Tally()
+    assert list(select([*dropped, kept, kept, Pair("", "x")], validation, tally)) == [kept]
+    assert tally.dropped["near-duplicates of the validation file"] == 3
+    assert str(tally).startswith("6 pairs read, 1 kept; dropped: ")
+
+
+@given(st.lists(st.text("abcä ", max_size=12), max_size=8), st.text("abcä ", max_size=12))
+@settings(max_examples=150, deadline=None)
+def test_the_index_finds_what_comparing_with_all_finds(sentences: list[str], sentence: str) -> None:
+    mine = pairs.grams(plain(sentence))
+    similar = [pairs.similarity(mine, pairs.grams(plain(other))) >= pairs.NEAR for other in sentences]
+    assert (sentence in NearDuplicates(sentences)) == any(similar)
+
+
+def test_training_shares_no_near_duplicate_with_the_validation_file() -> None:
+    """Equal sentences are looked for in all of the corpus, similar ones in a part of it, each with each."""
+    if not (CORPUS / "validation.tsv").exists():
+        pytest.skip("the corpus is not in the repository; DOLMETSCH_CORPUS says where it is")
+    validation = read_pairs(CORPUS / "validation.tsv")
+    offered = read_pairs(CORPUS / "tatoeba.de-en.tsv.gz")
+    suspects = {plain(text) for pair in validation for text in pair}
+    equal = [pair for pair in offered if plain(pair.source) in suspects or plain(pair.target) in suspects]
+    used = list(select([*offered[::24], *equal], validation, Tally()))
+    assert len(used) > 5_000
+    for side in (0, 1):
+        theirs = {plain(pair[side]) for pair in validation}
+        assert not theirs & {plain(pair[side]) for pair in used}
+        sets = [pairs.grams(text) for text in sorted(theirs)[::30]]
+        grams = [pairs.grams(plain(pair[side])) for pair in used]
+        assert max(pairs.similarity(mine, other) for mine in grams for other in sets) < pairs.NEAR
+
+
+def test_no_sentence_is_both_held_out_and_trained_on() -> None:
+    many = [Pair(f"s{n % 40}", f"t{n}") for n in range(200)]
+    rest, held_out = hold_out(many, 5, rng())
+    assert len(held_out) == 5 and not {p.source for p in rest} & {p.source for p in held_out}
+
+
+# --- augmentation -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "source"),
+    [
+        (augment.lower_case, "weißt du, wo meine schlüssel sind?"),
+        (augment.plain_umlauts, "Weisst du, wo meine Schluessel sind?"),
+        (augment.drop_end, "Weißt du, wo meine Schlüssel sind"),
+    ],
+)
+def test_careless_spelling_is_on_the_source_only(change: Any, source: str) -> None:
+    assert change(PAIR, rng()) == (source, PAIR.target)
+
+
+def test_a_typo_is_one_slip() -> None:
+    made = {augment.typo(PAIR, random.Random(seed)).source for seed in range(50)}
+    assert len(made) > 20 and all(abs(len(text) - len(PAIR.source)) <= 1 for text in made)
+    assert augment.typo(Pair("12 :) 3", "x"), rng()) == ("12 :) 3", "x")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "english"),
+    [
+        ("Kannst du mir dein Buch geben?", "Können Sie mir Ihr Buch geben?", "Can you give me your book?"),
+        ("Du hast recht.", "Sie haben recht.", "You're right."),
+        ("Haben Sie Hunger?", "Hast du Hunger?", "Are you hungry?"),
+        ("Sie haben Hunger.", "Sie haben Hunger.", "They are hungry."),
+        ("Wenn du das liest, ruf an.", "Wenn du das liest, ruf an.", "When you read this, call."),
+    ],
+)
+def test_du_becomes_sie_and_back_only_where_the_verb_is_known(before: str, after: str, english: str) -> None:
+    assert augment.change_address(Pair(before, english), rng()) == (after, english)
+
+
+def test_what_is_copied_changes_on_both_sides() -> None:
+    source, target = augment.new_names(augment.new_numbers(Pair("Tom ist 17.", "Tom is 17."), rng()), rng())
+    name, _, number = target.rstrip(".").split()
+    assert (source, number != "17") == (f"{name} ist {number}.", True)
+    assert (
+        augment.new_names(Pair("Maria singt.", "Mary sings."), rng()).source.split()[0]
+        in augment.NAMES_F + augment.HANDLES
+    )
+    assert augment.new_numbers(Pair("Um 3 Uhr.", "At three."), rng()) == ("Um 3 Uhr.", "At three.")
+    with_emoji = augment.emoji(PAIR, rng())
+    assert set(with_emoji.source) - set(PAIR.source) == set(with_emoji.target) - set(PAIR.target) != set()
+    assert augment.join(PAIR, Pair("Ja!", "Yes!"), rng()).target == f"{PAIR.target} Yes!"
+    quoted = {augment.quote(PAIR, random.Random(seed), CODES) for seed in range(20)}
+    assert (f"„{PAIR.source}“", f"“{PAIR.target}”") in quoted and (f"> {PAIR.source}", f"> {PAIR.target}") in quoted
+
+
+@given(
+    st.builds(Pair, st.text(max_size=40), st.text(max_size=40)), st.integers(0, 10**6), st.sampled_from(["de", "en"])
+)
+@settings(max_examples=150, deadline=None)
+def test_augmentation_takes_any_text_and_depends_on_its_chance_only(pair: Pair, seed: int, code: str) -> None:
+    one, other = (augment.augment(pair, PAIR, random.Random(seed), (code, "fr")) for _ in range(2))
+    assert one == other
+
+
+# --- the stream and the schedule --------------------------------------------------------
+
+
+def test_batches_keep_to_their_size_and_lose_nothing() -> None:
+    rows = [([5] * length, [1, *[6] * (length % 7), 2]) for length in range(1, 30)]
+    batches = stream.pack(rows, 80)
+    assert sorted(map(len, (row for batch in batches for row in batch.sources))) == list(range(1, 30))
+    for sources, targets in batches:
+        assert (max(map(len, sources)) + max(map(len, targets))) * len(sources) <= 80 or len(sources) == 1
+
+
+def test_the_stream_goes_on_from_any_place_as_it_would_have() -> None:
+    made = stream.Stream(SOME, GERMAN / "sentencepiece.model", CODES, batch_tokens=200, seed=1)
+    source = made.batches(stream.Place())
+    first = [next(source) for _ in range(40)]  # more than one epoch
+    again = made.batches(first[24][0])
+    assert [next(again) for _ in range(15)] == first[25:]
+    assert first[-1][0].shard > 0
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    plan = Plan(peak=1.0, warmup=10).of(100)
+    rates = [plan.rate(step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9:70] == [1.0] * 61 and 0 < rates[99] < 0.02
+    assert rates[70:] == sorted(rates[70:], reverse=True) and not plan.done(99) and plan.done(100)
+
+
+def test_the_clock_decides_when_the_rate_falls_and_nothing_else() -> None:
+    plan = Plan(peak=1.0, warmup=10)
+    assert plan.told(100, spent_s=300, minutes=10) == plan
+    falling = plan.told(140, spent_s=420, minutes=10)
+    assert (falling.fall_from, falling.steps) == (140, 200)
+    assert falling.told(150, spent_s=500, minutes=10) == falling
+    assert falling.told(160, spent_s=661, minutes=10).done(160)  # the machine became much slower
+
+
+# --- package and scores -----------------------------------------------------------------
+
+
+def test_the_package_is_one_that_dolmetsch_opens(tmp_path: Path) -> None:
+    path = write_package(tmp_path, GERMAN / "model", GERMAN / "sentencepiece.model", FACTS)
+    (path / "README.md").write_text(card(FACTS, SCORES, [("Hallo!", "Hi!")]))
+    package = open_package(path)
+    assert (package.route, package.version, path.name) == ("de→en", "1.1", "translate-de_en-1_1")
+    assert json.loads((path / "metadata.json").read_text())["from_name"] == "German"
+    with zipfile.ZipFile(archive(path)) as zipped:
+        assert f"{path.name}/model/model.bin" in zipped.namelist()
+
+
+def test_the_card_gives_credit_and_figures() -> None:
+    text = card(FACTS, SCORES, [("Hallo!", "Hi!")])
+    assert "- Us." in text and "| clean | 20.0 / 40.0 |" in text and "| BLEU lost on chat | 25 % |" in text
+    tatoeba, unknown = credits_of([Path("tatoeba.de-en.tsv.gz"), Path("mine.tsv")], [])
+    assert "CC BY 2.0 FR" in tatoeba and unknown.startswith("mine.tsv: write its origin")
+    assert credits_of([Path("mine.tsv")], ["Mine."]) == ("Mine.",)
+
+
+def test_credit_is_passed_on_with_the_weights(tmp_path: Path) -> None:
+    tatoeba, europarl, _ = credits_in(GERMAN)
+    assert "tatoeba.org" in tatoeba and "CC BY 2.0 FR" in tatoeba and "Europarl: Philipp Koehn" in europarl
+    assert "write here" in credits_in(tmp_path)[0]
+
+
+def test_perturbed_copies_are_always_the_same_and_keep_their_references() -> None:
+    copies = perturbed(SOME)
+    assert copies == perturbed(SOME) and copies[CLEAN] == SOME
+    assert copies[CHAT][0] == ("tom hat 2 aepfel gekauft", SOME[0].target)
+    assert [pair.target for pair in copies["typos"]] == [pair.target for pair in SOME]
+    assert len(copies["two in one message"]) == len(SOME) // 2
+
+
+def test_a_package_is_asked_as_dolmetsch_asks_it() -> None:
+    translator = Translator(open_package(GERMAN))
+    assert translator.translate(["Guten Morgen", "", "Ich habe Hunger."]) == ["Good morning", "", "I'm hungry."]
+    assert translator.tokens_per_s(["Guten Morgen"] * 3) > 0
+
+
+def test_scores_stand_side_by_side() -> None:
+    other = replace(SCORES, model="other", copies={CLEAN: Score(10.0, 20.0), CHAT: Score(9.0, 1.0)})
+    assert "| clean | 20.0 / 40.0 | 10.0 / 20.0 |" in table([SCORES, other])
+
+
+def test_the_evaluate_command_scores_a_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is in models/recipe/requirements.txt")
+    (tmp_path / "v.tsv").write_text("Guten Morgen\tGood morning\nIch habe Hunger.\tI'm hungry.\n")
+    main(["evaluate", str(GERMAN), "--validation", str(tmp_path / "v.tsv")])
+    (scores,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["copies"]["clean"]["chrf"] == 100 and "chrf" not in scores["signatures"][0]
+
+
+def test_a_validation_file_without_pairs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v.tsv").write_text("one column\n")
+    with pytest.raises(SystemExit, match="has no pairs"):
+        main(["evaluate", str(GERMAN), "--validation", str(tmp_path / "v.tsv")])
+
+
+def test_the_plot_names_its_lines() -> None:
+    assert plot.smooth([(1, 2.0), (2, 4.0)]) == [(1, 2.0), (2, 3.0)]
+    picture = plot.svg("a < b", {"one": [(1, 5.0), (20, 2.0)], "none": []})
+    assert "a &lt; b" in picture and ">one</text>" in picture and ">20 steps</text>" in picture
+
+
+# --- with torch -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rooms() -> SimpleNamespace:
+    """The modules that need torch."""
+    torch = pytest.importorskip("torch", reason="torch is in models/recipe/requirements.txt, which no node needs")
+    from models.recipe import export, network, train, training, weights
+
+    torch.set_num_threads(1)
+    return SimpleNamespace(torch=torch, export=export, network=network, train=train, training=training, weights=weights)
+
+
+def begin(rooms: SimpleNamespace, folder: Path) -> tuple[Any, stream.Stream]:
+    """A tiny run with the embedded package's pieces, in ``folder``."""
+    pieces = GERMAN / "sentencepiece.model"
+    processor = stream.open_pieces(pieces)
+    rooms.torch.manual_seed(3)
+    shape = replace(rooms.train.SHAPES["tiny"], vocabulary=processor.get_piece_size())
+    batches = rooms.training.held_out_batches(SOME[:5], processor, 400)
+    folder.mkdir(exist_ok=True)
+    run = rooms.training.Run(rooms.network.Network(shape, 0.1), rooms.train.SETTINGS["tiny"], folder, batches)
+    rooms.torch.rand(len(list(folder.iterdir())) + 1)  # others draw from the same source of chance
+    return run, stream.Stream(SOME, pieces, CODES, batch_tokens=300, seed=1)
+
+
+def test_a_resumed_run_ends_with_the_same_numbers(rooms: SimpleNamespace, tmp_path: Path) -> None:
+    straight, batches = begin(rooms, tmp_path / "straight")
+    straight.train(batches, minutes=1, steps=30)
+    begin(rooms, tmp_path / "broken")[0].train(batches, minutes=1, steps=30, until=20)
+    resumed, batches = begin(rooms, tmp_path / "broken")
+    assert resumed.progress.step == 20
+    resumed.train(batches, minutes=1, steps=30)
+    one, other = straight.network.state_dict(), resumed.network.state_dict()
+    assert all(rooms.torch.equal(one[name], other[name]) for name in one)
+    assert straight.progress.losses == resumed.progress.losses
+    assert straight.progress.held_out == resumed.progress.held_out
+    assert straight.progress.held_out[-1][1] < straight.progress.held_out[0][1]
+    averages = [run.best_average() for run in (straight, resumed)]
+    assert all(rooms.torch.equal(averages[0][0][name], averages[1][0][name]) for name in one)
+
+
+def test_a_mix_lies_between_its_two(rooms: SimpleNamespace) -> None:
+    start, trained = ({"w": rooms.torch.tensor([value])} for value in (0.0, 8.0))
+    assert [float(rooms.train.mix(start, trained, keep)["w"]) for keep in (0.0, 0.25, 1.0)] == [8.0, 6.0, 0.0]
+
+
+def test_time_alone_ends_a_run(rooms: SimpleNamespace, tmp_path: Path) -> None:
+    run, batches = begin(rooms, tmp_path)
+    run.train(batches, minutes=0.01)
+    assert run.progress.plan.done(run.progress.step) and 0 < run.progress.spent_s < 5
+
+
+def test_ctranslate2_says_what_the_network_says(rooms: SimpleNamespace, tmp_path: Path) -> None:
+    processor = stream.open_pieces(GERMAN / "sentencepiece.model")
+    pieces = [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
+    network = rooms.weights.read_network(GERMAN / "model", 0.0)
+    rooms.export.export(network.state_dict(), network.shape, pieces, tmp_path / "float", None)
+    sources = [source for source, _ in stream.encode([PAIR, *SOME[:7], Pair("Ja!", "Yes!")], processor)]
+    assert rooms.export.agreement(network, pieces, tmp_path / "float", sources) == 1.0
+    again = rooms.weights.read_network(tmp_path / "float", 0.0).state_dict()
+    assert all(rooms.torch.equal(weight, again[name]) for name, weight in network.state_dict().items())
+
+
+def test_one_command_makes_a_package_of_another_route(rooms: SimpleNamespace, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is in models/recipe/requirements.txt")
+    for name, some in (("mine.tsv", SOME), ("validation.tsv", [PAIR, Pair("Guten Morgen", "Good morning")])):
+        (tmp_path / name).write_text("".join(f"{source}\t{target}\n" for source, target in some))
+    places = [
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "out"),
+        "--validation",
+        str(tmp_path / "validation.tsv"),
+    ]
+    command = [
+        "train",
+        "--corpus",
+        str(tmp_path / "mine.tsv"),
+        *places,
+        "--size",
+        "tiny",
+        "--steps",
+        "12",
+        "--threads",
+        "1",
+    ]
+    main([*command, "--reverse", "--from", "fr", "--to", "en"])
+    package = open_package(tmp_path / "out" / "translate-en_fr-1_1")
+    assert (package.from_name, package.to_name) == ("English", "French")
+    text = (package.path / "README.md").read_text()
+    assert "mine.tsv: write its origin" in text and "| two in one message |" in text and "12 steps" in text
+    assert "</svg>" in (tmp_path / "out" / "translate-en_fr-1_1-loss.svg").read_text()
+    shutil.rmtree(tmp_path / "out")
+    main([*command, "--reverse", "--from", "fr", "--to", "en"])  # nothing is left to train: it only packs again
+    assert (tmp_path / "out" / "translate-en_fr-1_1.argosmodel").exists()
