@@ -143,15 +143,18 @@ class Roster:
         return None if name is None else self._nodes_by_name.get(name)
 
     def add_node(self, node: Node) -> None:
-        """A node has registered.
-
-        Until it has measured itself it is thought a little faster than the fastest that has: of idle nodes the fastest
-        gets the next job, and one that never gets any can never show what it does.
-        """
-        measured = [one.heartbeat.chars_per_s for one in self.nodes.values() if one.heartbeat is not None]
-        node.chars_per_s = max(ASSUMED_CHARS_PER_S, NEWCOMER * max(measured, default=0.0))
+        """A node has registered."""
+        node.chars_per_s = self.newcomers_rate()
         self.nodes[node.peer] = node
         self._nodes_by_name[node.name] = node
+
+    def newcomers_rate(self) -> float:
+        """Characters a second of a node that has not measured itself: a little more than the fastest that has.
+
+        Of idle nodes the fastest gets the next job, and one that never gets any can never show what it does.
+        """
+        measured = [one.heartbeat.chars_per_s for one in self.nodes.values() if one.heartbeat is not None]
+        return max(ASSUMED_CHARS_PER_S, NEWCOMER * max(measured, default=0.0))
 
     def remove_node(self, node: Node) -> None:
         """A node has left or was lost."""

@@ -363,8 +363,7 @@ class Scheduler:
         node.heartbeat = message
         node.capacity = message.capacity
         node.draining = message.draining
-        if message.chars_per_s > 0:
-            node.chars_per_s = message.chars_per_s
+        node.chars_per_s = message.chars_per_s or self._roster.newcomers_rate()
         self.books.send(node.peer, Pong())
         self._present(node, message.held, now)
 

@@ -425,6 +425,8 @@ def test_a_new_node_gets_the_next_job_and_so_can_measure_itself(cluster: Cluster
     cluster.node(N1)
     cluster.beat(N1, chars_per_s=5000.0)
     cluster.node(N2)
+    cluster.beat(N1, chars_per_s=50_000.0)  # measured anew, after the other came
+    cluster.beat(N2)
     sends = cluster.submit(spec(1))
     assert len(sent(sends, m.Lease, N2)) == 1
 
