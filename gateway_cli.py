@@ -50,7 +50,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT instead of going on with it")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a text or line")
     parser.add_argument("--deadline", type=float, metavar="S", help="seconds a text may take (60; lines of files 3600)")
-    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default: the one joined, else one here)")
     parser.add_argument("--config", type=Path, metavar="PATH", help="a TOML file, as for node.py")
     parser.add_argument("--status", action="store_true", help="show the cluster instead")
     parser.add_argument("--wait", type=float, metavar="S", help="wait up to S seconds until the cluster can translate")

@@ -49,7 +49,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gateway_discord.py", description="Translates Discord messages that get a flag as a reaction."
     )
-    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default: the one joined, else one here)")
     parser.add_argument("--config", type=Path, metavar="PATH", help="a TOML file; --show-config prints its keys")
     parser.add_argument("--env", type=Path, metavar="PATH", default=HOUSE / ".env", help="where the token is (.env)")
     parser.add_argument("--invite-url", action="store_true", help="print the link that adds the bot to a server")

@@ -45,7 +45,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--listen", metavar="HOST:PORT", help="listen here (default 127.0.0.1:5050)")
     parser.add_argument("--open", action="store_true", help="listen beyond this computer without asking for keys")
-    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default: the one joined, else one here)")
     parser.add_argument("--config", type=Path, metavar="PATH", help="a TOML file; --show-config prints its keys")
     parser.add_argument("--show-config", action="store_true", help="print the configuration in force, and end")
     parser.add_argument("--version", action="version", version=f"dolmetsch {__version__}")

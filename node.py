@@ -293,7 +293,7 @@ def _is_here(broker: str) -> bool:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="node.py", description="Lends this machine's cores to a dolmetsch cluster.")
-    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default: the one joined, else one here)")
     parser.add_argument("--join", metavar="INVITATION", help="enrol with what `python broker.py invite` printed")
     parser.add_argument("--discover", action="store_true", help="find the broker in this network, and ask to be let in")
     parser.add_argument("--name", help="name in the cluster (default: made from the host's)")

@@ -40,7 +40,7 @@ log = logging.getLogger("dashboard")
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dashboard", description="Shows the cluster, now and over a day.")
     parser.add_argument("--listen", metavar="HOST:PORT", help="listen here (default 127.0.0.1:5000)")
-    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default tcp://127.0.0.1:5570)")
+    parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default: the one joined, else one here)")
     parser.add_argument("--telemetry", metavar="ADDRESS", help="where it publishes (default: one port above)")
     parser.add_argument("--history", metavar="PATH", help="file that keeps the last day")
     parser.add_argument("--config", metavar="PATH", type=Path, help="a TOML file; --show-config prints its keys")
