@@ -143,7 +143,8 @@ async def _run(bot: Bot, token: str) -> bool:
         log.warning("Discord cannot be reached (%s): trying again until it can", type(error).__name__)
         return False
     finally:
-        await asyncio.wait_for(bot.close(), CLOSE_S)
+        async with asyncio.timeout(CLOSE_S):
+            await bot.close()
 
 
 def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -66,7 +66,8 @@ Value = TypeVar("Value")
 
 async def _within(future: asyncio.Future[Value], within_s: float, where: str) -> Value:
     try:
-        return await asyncio.wait_for(asyncio.shield(future), within_s)
+        async with asyncio.timeout(within_s):
+            return await asyncio.shield(future)
     except TimeoutError:
         raise NoBroker(where, within_s) from None
 
@@ -107,7 +108,11 @@ class Client:
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         name = f"gateway/{self._gateway}/{self._incarnation}"
-        self._port = DealerPort(self._context, self._where, name, self._keys)
+        try:
+            self._port = DealerPort(self._context, self._where, name, self._keys)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
         self._outbox = Outbox(
             gateway=self._gateway, incarnation=self._incarnation, rng=random.Random(), now=time.monotonic()
         )
@@ -139,7 +144,8 @@ class Client:
     async def wait_up(self, within_s: float) -> None:
         """Return once the broker has welcomed us. Raises ``NoBroker``, or ``RemoteError`` if it speaks otherwise."""
         try:
-            await asyncio.wait_for(self._up.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._up.wait()
         except TimeoutError:
             raise NoBroker(self._where, within_s, self.refusal) from None
         if self._refused is not None:

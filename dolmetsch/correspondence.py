@@ -416,7 +416,7 @@ def _place(answer: Answer) -> Key:
     try:
         _, message, route = msgpack.unpackb(answer.reply_to)
         return Key(int(message), str(route))
-    except (ValueError, TypeError, msgpack.UnpackException):
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
         return Key(0, "")
 
 

@@ -25,6 +25,7 @@ _ONE_SENTENCE: Final = regex.compile(r"[\p{Latin}\p{M}\p{Nd} ,'’\"„“”–
 _ORDINAL_LANGUAGES: Final = frozenset(
     ("de", "da", "nb", "no", "fi", "et", "cs", "sk", "sl", "hr", "sr", "hu", "pl", "lv", "is", "tr")
 )
+_WIDE_SPACE: Final = regex.compile(r"[^\S\x00-\x7f]")  # white space of more than one byte in UTF-8
 # "der 2. Weltkrieg": in Tatoeba 33 of 34 such splits after one or two digits were wrong.
 _ORDINAL: Final = regex.compile(r"(?<![\w.,:])\d{1,2}\.\s++\Z")
 # German abbreviations that sentencex does not know.
@@ -46,8 +47,8 @@ def sentence_ends(text: str, spans: Sequence[Span], language: str, most_chars: i
     for run in _chunks(_shadow(text, spans), _MAX_RUN_CHARS):
         capitals = _LOWER_START.sub(_upper, run)
         at = begin = 0
-        for sentence in sentencex.segment(language, capitals):
-            at += len(sentence)
+        for length in _lengths(language, capitals):
+            at += length
             if at < len(run) and _goes_on(run[begin:at], language):
                 continue
             yield from _ends(run[begin:at], most_chars, done + begin)
@@ -55,6 +56,20 @@ def sentence_ends(text: str, spans: Sequence[Span], language: str, most_chars: i
         if begin < len(run):  # sentencex lost something: keep the rest as it is
             yield from _ends(run[begin:], most_chars, done + begin)
         done += len(run)
+
+
+def _lengths(language: str, run: str) -> list[int]:
+    """Lengths of the sentences of ``run`` as sentencex sees them; it may lose some of the end.
+
+    Its Rust panics where it cuts inside a character, as it does between a capital, such white space and a period. A
+    panic is no ``Exception``: one message would end every process that it is given to.
+    """
+    try:
+        return [len(sentence) for sentence in sentencex.segment(language, _WIDE_SPACE.sub(" ", run))]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        return [len(run)]
 
 
 def _shadow(text: str, spans: Sequence[Span]) -> str:

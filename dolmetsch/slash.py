@@ -210,7 +210,8 @@ async def publish(tree: app_commands.CommandTree[Any]) -> None:
     pauses = Backoff(random.Random(), most_s=SYNC_PAUSE_S)
     for _ in range(SYNC_TRIES):
         try:
-            await asyncio.wait_for(tree.sync(), SYNC_S)
+            async with asyncio.timeout(SYNC_S):
+                await tree.sync()
             return
         except (
             discord.HTTPException,

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgpack
+import pytest
+
 from bench.cluster import Cluster
 from bench.stage import Stage
+from dolmetsch.correspondence import _place
+from dolmetsch.messages import Answer
+from dolmetsch.replybook import Key
 from tests.discord_server import Channel, Message
 from tests.test_discord import KEYS, TAXI, answer, packages, play, replies_to, translating, waiting
 
@@ -266,3 +272,12 @@ def test_an_hourglass_overtaken_by_its_reply_goes_too(cluster: Cluster, tmp_path
 
     cluster.broker()
     play(scene, cluster, tmp_path)
+
+
+NOT_OURS = (b"", b"\xc1", b"\x01", msgpack.packb([1, float("inf"), "x"]), msgpack.packb([1, None, "x"]))
+
+
+@pytest.mark.parametrize("place", NOT_OURS)
+def test_a_result_with_a_place_that_is_no_message_is_nobodys(place: bytes) -> None:
+    stray = Answer(bytes(16), ("x",), code="", detail="", model="", attempts=1, cached=False, took_ms=1, reply_to=place)
+    assert _place(stray) == Key(0, "")

@@ -455,3 +455,16 @@ def test_what_looks_like_one_sentence_is_one_for_the_splitter_too(text: str, lan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sentences, "_ONE_SENTENCE", regex.compile(r"(?!)"))
         assert quick == list(sentence_ends(text, (), language, 600))
+
+
+@pytest.mark.parametrize("space", "\xa0\x85\u2009\u202f\u3000\u2028")
+def test_wide_white_space_between_a_capital_and_a_period_ends_no_process(space: str) -> None:
+    """sentencex 1.0.32 panics there, which is no Exception: one message ended child after child."""
+    text = f"Das ist T{space}. Und weiter."
+    assert list(sentence_ends(text, (), "de", 600))[-1] == len(text)
+
+
+def test_a_panic_of_sentencex_makes_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dolmetsch.sentences._WIDE_SPACE", regex.compile(r"(?!)"))  # as if nothing stood before it
+    text = "Das ist T\xa0. Und weiter."
+    assert list(sentence_ends(text, (), "de", 600)) == [len(text)]

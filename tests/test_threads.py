@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import zmq
 
 from bench.cluster import Cluster, free_port
 from dolmetsch import threads
+from dolmetsch.client import Client, _within
 from dolmetsch.errors import JobFailed, JobRejected, NoBroker, TransportError
+from dolmetsch.keys import Credentials, KeyPair
 from dolmetsch.messages import INTERACTIVE
 from dolmetsch.threads import BlockingClient, Work
 from tests.conftest import wait_until
@@ -91,6 +94,34 @@ def test_the_first_failure_ends_the_call_and_the_rest_is_cancelled(client: Block
 def test_an_address_that_is_none() -> None:
     with pytest.raises(TransportError):
         BlockingClient("tcp://nowhere at all", gateway="t", kind="http")
+
+
+def test_an_address_that_is_none_leaves_no_context_behind() -> None:
+    pair = KeyPair(*zmq.curve_keypair())
+    client = Client("tcp://nowhere at all", gateway="t", keys=Credentials(pair, pair.public))
+
+    async def enter() -> None:
+        async with client:
+            pass
+
+    with pytest.raises(TransportError):
+        asyncio.run(enter())
+    assert client._context.closed
+
+
+def test_a_cancellation_is_never_taken_for_an_answer() -> None:
+    """asyncio.wait_for of Python 3.11 swallows one that comes together with the result."""
+
+    async def ask() -> None:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        asking = asyncio.create_task(_within(future, 5.0, ""))
+        await asyncio.sleep(0)
+        future.set_result(1)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask())
 
 
 def test_a_broker_that_comes_later_answers_what_was_asked_before(tmp_path: Path) -> None:
