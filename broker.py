@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import gc
 import os
+import resource
 import socket
 import sys
 import time
@@ -47,6 +48,7 @@ FIRST_TICK_S: Final = 0.002  # while no node has work, so that the first of many
 WAIT_S: Final = 1.0  # the longest wait for something to happen
 PUBLISH_S: Final = 1.0
 TIDY_S: Final = 2.0  # seconds without a commit after which deleted texts are wiped from the write-ahead log
+DESCRIPTORS: Final = 65_536
 ANSWERED: Final = 256  # peers remembered as told that they are not understood
 NOT_ALLOWED: Final = Error(
     code="not_allowed",
@@ -252,10 +254,19 @@ def _announce(where: str, door: str, pair: KeyPair) -> Announcer:
     return announcer
 
 
+def _take_descriptors() -> None:
+    """As many connections as the system allows: its soft limit, often 1024, is meant for programs that use select."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _serve(settings: config.Config, path: Path) -> None:
     log = logs.start("broker")
     # Jobs are many, long-lived and free of cycles: frequent full collections would only walk them.
     gc.set_threshold(50_000, 20, 100)
+    _take_descriptors()
     where, door = owner.places(settings.broker)
     wanted = settings.broker.telemetry
     telemetry = "" if wanted == "off" else address(wanted) if wanted else telemetry_address(where)

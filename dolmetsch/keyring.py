@@ -7,6 +7,7 @@ computer share and nobody sets: a Pi wakes up without knowing what time it is. A
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 import sqlite3
@@ -91,8 +92,12 @@ class Grant(NamedTuple):
 
 def clock() -> tuple[str, float]:
     """This boot's id, and the seconds since it."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return boot, time.clock_gettime(time.CLOCK_BOOTTIME)
+    return _boot(), time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@functools.cache  # it stays, and a broker that strangers have left no descriptor could not read it again
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 class Keyring:

@@ -5,6 +5,7 @@ Reading a sample never waits and never fails: what a board does not have is None
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import socket
@@ -142,11 +143,13 @@ class ProcessSampler:
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._process.cpu_percent(None)
+        self._last = ProcessStats(0.0, self._process.memory_info().rss)
 
     def sample(self) -> ProcessStats:
-        """Measure now; takes some 0.1 ms."""
-        with self._process.oneshot():
-            return ProcessStats(self._process.cpu_percent(None), self._process.memory_info().rss)
+        """Measure now; takes some 0.1 ms. What was measured last, while a process has no file descriptor left."""
+        with contextlib.suppress(OSError), self._process.oneshot():
+            self._last = ProcessStats(self._process.cpu_percent(None), self._process.memory_info().rss)
+        return self._last
 
 
 class Rate:

@@ -28,7 +28,9 @@ HIGH_WATER: Final = 20_000  # messages a peer: far above what credit and windows
 LINGER_MS: Final = 1_000  # a process ends within this even if its last messages cannot be delivered
 HEARTBEAT_MS: Final = 2_000  # ZMTP's own heartbeat finds connections that died without a word
 HEARTBEAT_TIMEOUT_MS: Final = 6_000
+HANDSHAKE_MS: Final = 5_000  # who connects and then says nothing keeps a descriptor no longer than this
 TELEMETRY_HIGH_WATER: Final = 8  # a listener that is so many seconds behind misses some: the next one says it all
+CONNECT_MS: Final = 2_000  # an address that does not answer may be an old one: the next try asks for the name's again
 RECONNECT_MS: Final = 100
 RECONNECT_MAX_MS: Final = 5_000
 CLUSTER: Final = "cluster"  # the ZAP domains: who may work and ask, ...
@@ -91,11 +93,13 @@ def _prepare(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
 
 
 def _serve(socket: zmq.Socket[bytes], keys: KeyPair | None, domain: str) -> None:
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     if keys is not None:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
@@ -107,6 +111,20 @@ def _dial(socket: zmq.Socket[bytes], keys: Credentials | None) -> None:
         socket.setsockopt(zmq.CURVE_SERVERKEY, keys.broker)
         socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
+
+
+def _connect(socket: zmq.Socket[bytes], where: str, turn: int) -> None:
+    """Connect, in turns 1, 2, ... for as long as it does not help. Raises ``TransportError``, and closes it then.
+
+    libzmq asks for a name's address at each try, and takes the first: with ``IPV6`` one of IPv6 if there is any, even
+    where the broker listens at the other. So the turns change between the two.
+    """
+    socket.setsockopt(zmq.IPV6, "[" in where or turn % 2 == 0)
+    try:
+        socket.connect(where)
+    except zmq.ZMQError as error:
+        socket.close(0)
+        raise TransportError(f"cannot connect to {where}: {error.strerror}") from error
 
 
 def _bind(socket: zmq.Socket[bytes], where: str, flag: str) -> str:
@@ -240,12 +258,7 @@ class DealerPort:
             self._monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         # A ROUTER ignores a second connection with an identity it still believes in: so never use one twice.
         socket.setsockopt(zmq.ROUTING_ID, self._name + b"/" + str(self._count).encode())
-        socket.setsockopt(zmq.IPV6, 1)  # a host's name may mean either
-        try:
-            socket.connect(self.where)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            raise TransportError(f"cannot connect to {self.where}: {error.strerror}") from error
+        _connect(socket, self.where, self._count)
         return socket
 
     @property
@@ -344,6 +357,7 @@ class SubPort:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], where: str, keys: Credentials | None = None) -> None:
         self._context = context
         self._keys = keys
+        self._count = 0
         self.where = where
         self.socket: zmq.Socket[bytes] = self._new()
 
@@ -352,13 +366,9 @@ class SubPort:
         _prepare(socket)
         _dial(socket, self._keys)
         socket.setsockopt(zmq.RCVHWM, TELEMETRY_HIGH_WATER)
-        socket.setsockopt(zmq.IPV6, 1)
         socket.setsockopt(zmq.SUBSCRIBE, PROTOCOL)
-        try:
-            socket.connect(self.where)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            raise TransportError(f"cannot connect to {self.where}: {error.strerror}") from error
+        self._count += 1
+        _connect(socket, self.where, self._count)
         return socket
 
     def reconnect(self) -> None:
