@@ -76,6 +76,7 @@ class Broker:
         self._sampler = ProcessSampler()
         self._publish_at = time.monotonic()
         self._log = logs.start("broker")
+        self._strangers = logs.Sparing(self._log)
         self._told: OrderedDict[bytes, None] = OrderedDict()
         self._tidy_at: float | None = None
         self.scheduler = Scheduler(settings.scheduler, incarnation=uuid.uuid4().hex, now=time.monotonic())
@@ -188,7 +189,7 @@ class Broker:
         """Count it, and say so once to each peer: answering every one would let a stranger make us talk."""
         self.scheduler.books.tally.bad_frames += 1
         if self._tell(peer, Error(code=error.code, detail=error.detail)):
-            self._log.warning("not understood, from %s: %s", peer[:80].hex(), error)
+            self._strangers.warning(f"not understood, from {peer[:80].hex()}: {error}", time.monotonic())
 
     def _tell(self, peer: bytes, error: Error) -> bool:
         """Say what is wrong, once to each peer; whether that was now."""

@@ -187,7 +187,7 @@ class Child:
                     self._begun.setdefault(key, now)
             case ["done", list() as answers]:
                 return self._answered(answers, now, outcomes)
-            case ["ready", dict() as routes]:
+            case ["ready", dict() as routes] if _all_str(routes) and _all_str(routes.values()):
                 self.routes = routes
                 self.ready_at = self.idle_since = self.progress_at = now
             case ["broken", str() as detail]:
@@ -199,8 +199,12 @@ class Child:
     def _answered(self, answers: list[Any], now: float, outcomes: list[PoolOutcome]) -> int:
         chars = 0
         self.progress_at = now
-        for key, texts, model, code, detail in answers:
-            job = self.hand.get(key)
+        for answer in answers:
+            match answer:
+                case [bytes(key), None | [*_] as texts, str(model), str(code), str(detail)] if _all_str(texts or ()):
+                    job = self.hand.get(key)
+                case _:
+                    raise _nonsense("an answer is not [key, texts, model, code, detail]")
             if job is None:
                 continue
             if texts is not None:
@@ -399,6 +403,10 @@ def _environment() -> dict[str, str]:
 
 def _wire(job: PoolJob) -> list[Any]:
     return [job.key, job.route, job.texts, job.urgent, job.alone, job.alternatives]
+
+
+def _all_str(values: Iterable[Any]) -> bool:
+    return all(type(value) is str for value in values)
 
 
 def _no_ext(code: int, data: bytes) -> Any:

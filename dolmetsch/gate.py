@@ -17,6 +17,7 @@ from dolmetsch.access import LISTENERS, may_send
 from dolmetsch.errors import DolmetschError, InputError, RemoteError
 from dolmetsch.keyring import ADMITTED, Keyring
 from dolmetsch.keys import KeyPair, fingerprint, is_fingerprint
+from dolmetsch.logs import Sparing
 from dolmetsch.messages import APPROVE, REFUSE, Knock, Manage, Managed, Message, Verdict
 from dolmetsch.reports import Waiting
 from dolmetsch.transport import CLUSTER, DOOR, TELEMETRY, Arrival, RouterPort, ZapPort
@@ -42,6 +43,7 @@ class Gate:
         self._context = context
         self._peers: OrderedDict[bytes, bytes] = OrderedDict()  # routing identity to the key behind it
         self._said: OrderedDict[bytes, float] = OrderedDict()
+        self._strangers = Sparing(log)
         self._refresh_at = 0.0
         self._lost: set[bytes] = set()  # keys that lost their role, and whose peers are still to go
         self._waiting: tuple[Waiting, ...] = ()
@@ -154,7 +156,7 @@ class Gate:
         self._said.move_to_end(key)
         if len(self._said) > MAX_SAID:
             self._said.popitem(last=False)
-        log.warning("%s", text)
+        self._strangers.warning(text, now)
 
     def close(self) -> None:
         """Close the sockets and the allow-list."""

@@ -38,6 +38,7 @@ TELEMETRY: Final = "telemetry"  # ... who may listen, ...
 DOOR: Final = "door"  # ... and who may knock: anybody
 DOOR_BYTES: Final = 4096  # strangers get little room: one short message, ...
 DOOR_HIGH_WATER: Final = 16  # ... and few that wait
+LISTENER_BYTES: Final = 4096  # a listener sends its key and what it wants to hear, no more
 ZAP_AT_ONCE: Final = 256
 _FAILED_HANDSHAKES: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -113,13 +114,14 @@ def _dial(socket: zmq.Socket[bytes], keys: Credentials | None) -> None:
         socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
 
 
-def _connect(socket: zmq.Socket[bytes], where: str, turn: int) -> None:
-    """Connect, in turns 1, 2, ... for as long as it does not help. Raises ``TransportError``, and closes it then.
+def _connect(socket: zmq.Socket[bytes], where: str, *, six: bool) -> None:
+    """Connect, to a name's address in IPv6 if ``six``. Raises ``TransportError``, and closes the socket then.
 
-    libzmq asks for a name's address at each try, and takes the first: with ``IPV6`` one of IPv6 if there is any, even
-    where the broker listens at the other. So the turns change between the two.
+    libzmq asks for the address anew at each of its tries, and takes the first: with ``ZMQ_IPV6`` one of IPv6 where
+    there is any, even if the broker listens in IPv4 only. So who connects anew without having heard anything tries the
+    other.
     """
-    socket.setsockopt(zmq.IPV6, "[" in where or turn % 2 == 0)
+    socket.setsockopt(zmq.IPV6, six or "[" in where)
     try:
         socket.connect(where)
     except zmq.ZMQError as error:
@@ -247,6 +249,8 @@ class DealerPort:
         self.where = where
         self._name = name.encode()[:200]
         self._count = 0
+        self._six = False
+        self._heard = False
         self.socket: zmq.Socket[bytes] = self._new()
 
     def _new(self) -> zmq.Socket[bytes]:
@@ -258,7 +262,7 @@ class DealerPort:
             self._monitor = socket.get_monitor_socket(_FAILED_HANDSHAKES | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         # A ROUTER ignores a second connection with an identity it still believes in: so never use one twice.
         socket.setsockopt(zmq.ROUTING_ID, self._name + b"/" + str(self._count).encode())
-        _connect(socket, self.where, self._count)
+        _connect(socket, self.where, six=self._six)
         return socket
 
     @property
@@ -289,6 +293,8 @@ class DealerPort:
         """Drop the connection, and what waits in it, for a new one."""
         self._follow_handshakes()
         self._shut(0)
+        self._six ^= not self._heard
+        self._heard = False
         self.socket = self._new()
 
     def _shut(self, linger_ms: int | None) -> None:
@@ -302,9 +308,11 @@ class DealerPort:
         """What has arrived, ``most`` messages of it."""
         for _ in range(most):
             try:
-                yield self.socket.recv_multipart(zmq.DONTWAIT)
+                frames = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
+            self._heard = True
+            yield frames
 
     def send(self, message: Message) -> bool:
         """Send; False: the socket is full, and the sender will try again."""
@@ -336,6 +344,7 @@ class PubPort:
         _prepare(self.socket)
         _serve(self.socket, keys, TELEMETRY)
         self.socket.setsockopt(zmq.SNDHWM, TELEMETRY_HIGH_WATER)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, LISTENER_BYTES)  # of what comes in: names of topics
         self.socket.setsockopt(zmq.LINGER, 0)
 
     def bind(self, where: str) -> str:
@@ -357,7 +366,8 @@ class SubPort:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], where: str, keys: Credentials | None = None) -> None:
         self._context = context
         self._keys = keys
-        self._count = 0
+        self._six = False
+        self._heard = False
         self.where = where
         self.socket: zmq.Socket[bytes] = self._new()
 
@@ -367,22 +377,25 @@ class SubPort:
         _dial(socket, self._keys)
         socket.setsockopt(zmq.RCVHWM, TELEMETRY_HIGH_WATER)
         socket.setsockopt(zmq.SUBSCRIBE, PROTOCOL)
-        self._count += 1
-        _connect(socket, self.where, self._count)
+        _connect(socket, self.where, six=self._six)
         return socket
 
     def reconnect(self) -> None:
         """Drop the connection for a new one."""
         self.socket.close(0)
+        self._six ^= not self._heard
+        self._heard = False
         self.socket = self._new()
 
     def receive(self, most: int) -> Iterator[list[bytes]]:
         """What has arrived, ``most`` messages of it."""
         for _ in range(most):
             try:
-                yield self.socket.recv_multipart(zmq.DONTWAIT)
+                frames = self.socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
+            self._heard = True
+            yield frames
 
     def close(self) -> None:
         """Close at once."""

@@ -1,9 +1,9 @@
 """A scripted child for tests of the pool: a real process that speaks the protocol and does what a job says.
 
-Texts: ``crash`` (killed by its own SIGKILL), ``exit:N`` (ends with status N), ``hang``, ``refuse`` (a failure
-as an answer), ``garble`` (bytes that are no protocol), ``sleep:S``; anything else comes back in capitals. A
-batch is ``--batch`` jobs, the urgent first. ``--start`` says how it starts: well, broken, exit (status 1) or
-mute (never ready).
+Texts: ``crash`` (killed by its own SIGKILL), ``exit:N`` (ends with status N), ``hang``, ``refuse`` (a failure as an
+answer), ``garble`` (bytes that are no protocol), ``mangle`` (an answer of wrong types), ``sleep:S``; anything else comes
+back in capitals. A batch is ``--batch`` jobs, the urgent first. ``--start`` says how it starts: well, broken, exit
+(status 1) or mute (never ready).
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ def translate(sock: socket.socket, text: str) -> list[Any]:
     elif order == "garble":
         sock.sendall(b"\xc1\xc1\xc1")
         time.sleep(60)
+    elif order == "mangle":
+        return ["texts that are none", 7, {}, None]
     elif order == "refuse":
         return [None, "", "no_route", "no such route"]
     elif order == "sleep":

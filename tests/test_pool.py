@@ -162,7 +162,16 @@ def test_every_job_comes_out_once_under_random_kills(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("crash", "SIGKILL"), ("exit:5", "exit status 5"), ("garble", "not the protocol")]
+    ("text", "words"),
+    [
+        ("crash", "SIGKILL"),
+        ("exit:5", "exit status 5"),
+        ("garble", "not the protocol"),
+        (
+            "mangle",
+            "not [key, texts, model, code, detail]",
+        ),  # the broker would refuse what became of it, again and again
+    ],
 )
 def test_only_the_batch_that_was_begun_is_blamed(make: Make, text: str, words: str) -> None:
     rig = make("--batch", "1").ready(1)
