@@ -2,8 +2,8 @@
 
 Texts: ``crash`` (killed by its own SIGKILL), ``exit:N`` (ends with status N), ``hang``, ``refuse`` (a failure as an
 answer), ``garble`` (bytes that are no protocol), ``mangle`` (an answer of wrong types), ``sleep:S``; anything else
-comes back in capitals. A batch is ``--batch`` jobs, the urgent first. ``--start`` says how it starts: well, broken, exit
-(status 1) or mute (never ready).
+comes back in capitals. A batch is ``--batch`` jobs, the urgent first. ``--start`` says how it starts: well, broken,
+exit (status 1) or mute (never ready).
 """
 
 from __future__ import annotations
