@@ -28,6 +28,7 @@ from dolmetsch.reports import (
 MAX_MESSAGE_BYTES: Final = 8 * 2**20  # no single frame may cost a broker more memory than this
 BATCH_BYTES: Final = 512 * 2**10  # a sender starts the next message here, so that no peer waits long behind one
 MAX_JOBS: Final = 256  # jobs in one message: a tick stays short
+GIVEN_BACK: Final = "given_back"  # a node's code for a job that it did not try: no failure of the job
 MAX_HELD: Final = 8192  # leases in one heartbeat: twice a node's largest credit
 MAX_TEXTS: Final = 64  # texts in one job: a message, its embeds, a forwarded message
 MAX_TEXT_CHARS: Final = 20_000  # five of Discord's longest messages

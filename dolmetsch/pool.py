@@ -6,7 +6,7 @@ loop polls ``fds()``, calls ``on_readable`` and ``on_writable``, and ``tick`` ab
 - Whatever was submitted comes out once: as an outcome, or not at all when it was cancelled.
 - A child is handed a small window of work, so that work spreads evenly and nothing urgent waits behind much.
 - A child that dies or is stuck takes only the batch it had begun with it; the rest goes back to the queue's
-  front.
+  front, and to the broker when no child will be there soon.
 - Children are added for a backlog, on a free core, while the machine has CPU and RAM to spare; idle ones end.
 
 Every ``now`` is in monotonic seconds.
@@ -38,7 +38,7 @@ from dolmetsch.child import (
 )
 from dolmetsch.config import EngineConfig, PoolConfig
 from dolmetsch.errors import LocalError, RemoteError
-from dolmetsch.messages import MAX_HELD
+from dolmetsch.messages import GIVEN_BACK, MAX_HELD
 from dolmetsch.stats import Rate
 
 __all__ = ["ChildInfo", "Load", "Pool", "PoolJob", "PoolOutcome"]
@@ -52,6 +52,7 @@ LAST_WINDOWS: Final = 0.25  # ... but not less than this much of a window
 URGENT_WINDOWS: Final = 1.5  # an urgent job may go on top of a full window: it waits for one batch, not for the window
 START_LIMIT_S: Final = 60.0  # reading a model from a slow SD card takes seconds; a minute is stuck
 START_TRIES: Final = 5  # deaths before the first child was ever ready: it is the installation, not chance
+AWAY_S: Final = 1.0  # no child for longer than this: others may do the work meanwhile
 STEADY_S: Final = 30.0  # a child that lived this long was well: its next restart is quick again
 EXIT_WAIT_S: Final = 1.0  # between a child's end of file and its exit status
 END_GRACE_S: Final = 5.0  # for an idle child that was told to end
@@ -109,6 +110,7 @@ class Pool:
         self._rate = Rate()
         self._now = 0.0  # the last time it was told
         self._ever_ready = False
+        self.away = False  # no child translates, nor will one soon: no work is wanted, and what comes is given back
         self._backlog_since: float | None = None
         self._busy_at = 0.0
         self.queued_chars = 0
@@ -249,6 +251,7 @@ class Pool:
         self._reap(now)
         self._renew(now)
         self._restart(now, load)
+        self._give_back(now, outcomes)
         self._feed(now)
         self._shrink(now, load)
         self._grow(now, load)
@@ -374,6 +377,19 @@ class Pool:
                 busy_s = slot.child.busy_s(now)
                 slot.busy_percent = min(100.0, 100.0 * (busy_s - slot.busy_mark_s) / elapsed_s)
                 slot.busy_mark_s = busy_s
+
+    def _give_back(self, now: float, outcomes: list[PoolOutcome]) -> None:
+        """While all children wait for their restart, and until one is ready, nobody should wait for them."""
+        if self.ready or not self._slots or not self._ever_ready:
+            self.away = False
+        elif all(slot.child is None and slot.restart_at > now + AWAY_S for slot in self._slots):
+            self.away = True
+        if self.away:
+            jobs = [*self._urgent, *self._bulk]
+            outcomes += [PoolOutcome(key, None, "", GIVEN_BACK, "its children start anew", True) for key in jobs]
+            self._urgent.clear()
+            self._bulk.clear()
+            self.queued_chars = 0
 
     # ---- how many ----
 

@@ -176,6 +176,8 @@ Effect = Send | Start | Stop | Renew | Reconnect | Joined | Leave
 
 def capacity(slots: int, jobs_per_s: float, *, hot: bool) -> int:
     """Credit to ask for, in jobs: ``PREFETCH_S`` seconds of measured work, half of it when the board is too hot."""
+    if not slots:
+        return 0
     wanted = max(jobs_per_s * PREFETCH_S, MIN_CREDIT * slots)
     return min(MAX_CAPACITY, int(wanted / 2 if hot else wanted))
 

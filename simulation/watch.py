@@ -15,7 +15,7 @@ from dolmetsch import messages as m
 from dolmetsch.config import SchedulerConfig
 from dolmetsch.effects import Effect, Event, FromPeer, Op, PeerGone, Persist, Record, Send, Tick
 from dolmetsch.jobs import Outcome
-from dolmetsch.scheduler import CHECK_S, GIVEN_BACK
+from dolmetsch.scheduler import CHECK_S
 from simulation.disk import Violation
 from simulation.lanewatch import Eligible, LaneWatch
 from simulation.story import job_name
@@ -255,7 +255,7 @@ class Watch:
             case FromPeer(peer, m.Failed(jobs=jobs)) if peer == loan.peer:
                 for one in jobs:
                     if one.job_id == entry.job_id and one.attempt == loan.attempt:
-                        return "left" if one.code == GIVEN_BACK else "failed"
+                        return "left" if one.code == m.GIVEN_BACK else "failed"
             case FromPeer(peer, m.Done(jobs=jobs)) if peer == loan.peer:
                 if any(one.job_id == entry.job_id and len(one.texts) != entry.wanted for one in jobs):
                     return "failed"

@@ -221,6 +221,28 @@ def test_nobody_is_blamed_when_no_batch_had_begun(make: Make) -> None:
     assert [one.key for one in rig.ended(1)] == [b"b"]
 
 
+def test_what_waits_is_given_back_while_no_child_is_near(make: Make) -> None:
+    """Others were idle while up to 30 seconds of back-off held the jobs."""
+    rig = make("--batch", "1").ready(1)
+    for number in range(8):
+        if rig.pool.away:
+            break
+        rig.submit(job(f"crash {number}", "crash"))
+        rig.ended(number + 1)
+        rig.until(lambda: rig.pool.away or rig.pool.ready == 1)
+    assert rig.pool.away and not rig.pool.ready
+    before = len(rig.outcomes)
+    rig.submit(*jobs(3))
+    rig.ended(before + 3)
+    assert {(one.texts, one.code, one.retry) for one in rig.outcomes[before:]} == {(None, "given_back", True)}
+    assert rig.pool.queued == rig.pool.queued_chars == 0
+    rig.ahead_s += 30
+    rig.until(lambda: rig.pool.ready == 1)
+    rig.submit(*jobs(2))
+    rig.ended(before + 5)
+    assert not rig.pool.away and rig.outcomes[-1].texts == ("HALLO",)
+
+
 def test_backoff_doubles_with_jitter_to_a_limit() -> None:
     slot, now, chance = Slot(0, 0.0), 100.0, random.Random(3)
     delays = []
