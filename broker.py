@@ -47,7 +47,8 @@ TICK_S: Final = 0.02  # ... or as many as fit into this, so that a flood cannot 
 FIRST_TICK_S: Final = 0.002  # while no node has work, so that the first of many jobs do not wait for the others
 WAIT_S: Final = 1.0  # the longest wait for something to happen
 PUBLISH_S: Final = 1.0
-TIDY_S: Final = 2.0  # seconds without a commit after which deleted texts are wiped from the write-ahead log
+TIDY_S: Final = 2.0  # seconds without a commit after which deleted texts are wiped from the write-ahead log, ...
+TIDY_MOST_S: Final = 60.0  # ... and the most that they stay there while there is always something to do
 DESCRIPTORS: Final = 65_536
 ANSWERED: Final = 256  # peers remembered as told that they are not understood
 NOT_ALLOWED: Final = Error(
@@ -79,6 +80,7 @@ class Broker:
         self._strangers = logs.Sparing(self._log)
         self._told: OrderedDict[bytes, None] = OrderedDict()
         self._tidy_at: float | None = None
+        self._soiled_at = 0.0  # the first commit since it was tidied
         self.scheduler = Scheduler(settings.scheduler, incarnation=uuid.uuid4().hex, now=time.monotonic())
 
     def recover(self) -> None:
@@ -167,7 +169,8 @@ class Broker:
                     self._stage.send(effect.message)
             if changes:
                 self._ledger.commit(changes)
-                self._tidy_at = now + TIDY_S
+                self._soiled_at = now if self._tidy_at is None else self._soiled_at
+                self._tidy_at = min(now + TIDY_S, self._soiled_at + TIDY_MOST_S)
             gone = dict.fromkeys(one.peer for one in sends if not self._port.send(one.peer, one.message))
             effects = [effect for peer in gone for effect in self.scheduler.handle(PeerGone(peer), now)]
 

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import msgpack
 import pytest
+import zmq
 
+from broker import TIDY_MOST_S, Broker
+from dolmetsch.config import Config
 from dolmetsch.effects import Op, Persist, Record
 from dolmetsch.errors import LedgerError
 from dolmetsch.jobs import Outcome
 from dolmetsch.ledger import Ledger, MemoryLedger, SqliteLedger, _runs
+from dolmetsch.transport import RouterPort
 from tests.test_scheduler import key
 
 DONE = Outcome(("Hello",), "", "", "v1", False, 12)
@@ -248,3 +252,20 @@ def test_a_ledger_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
         ledger = SqliteLedger(path)
         assert ledger.load(NOW).records == [record(3)]
         ledger.close()
+
+
+def test_a_steady_trickle_of_jobs_does_not_keep_deleted_texts_for_ever(tmp_path: Path) -> None:
+    """Each commit put the wiping off for two seconds more."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    port = RouterPort(context)
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite3")
+    try:
+        ledger.load(0.0)
+        broker = Broker(Config(), ledger, port, None, None)
+        for second in range(200):
+            broker._carry_out([Persist(Op.REMOVE, (second, key(second)))], float(second))
+            assert broker._tidy_at is not None and broker._tidy_at <= TIDY_MOST_S
+    finally:
+        ledger.close()
+        port.close()
+        context.term()
