@@ -27,7 +27,7 @@ import zmq
 
 from dolmetsch import __version__, config, logs, owner
 from dolmetsch.effects import Beat, Drain, Effect, FromPeer, PeerGone, Persist, Send, Tick
-from dolmetsch.errors import DolmetschError, RemoteError
+from dolmetsch.errors import DolmetschError, LedgerError, RemoteError
 from dolmetsch.gate import Gate
 from dolmetsch.keys import KeyPair, fingerprint, is_loopback
 from dolmetsch.ledger import SqliteLedger
@@ -145,8 +145,15 @@ class Broker:
             effects += self.scheduler.handle(Beat(self._health()), now)
         self._carry_out(effects, now)
         if self._tidy_at is not None and now >= self._tidy_at:
+            self._tidy(now)
+
+    def _tidy(self, now: float) -> None:
+        try:
             self._ledger.tidy()
             self._tidy_at = None
+        except LedgerError as error:  # nothing is lost by that: the next commit will tell whether the disk still works
+            self._log.warning("%s", error)
+            self._tidy_at = now + TIDY_MOST_S
 
     def _take(self, peer: bytes, message: Message, now: float) -> list[Effect]:
         if isinstance(message, Manage) and message.action in (APPROVE, REFUSE):

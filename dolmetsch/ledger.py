@@ -21,6 +21,8 @@ from dolmetsch.errors import LedgerError
 from dolmetsch.jobs import Outcome
 
 SCHEMA_VERSION: Final = 2
+SPARE_BYTES: Final = 4 * 2**20  # free pages in the file that are worth giving back to the disk, ...
+COPY_BYTES: Final = 4 * 2**20  # ... where no more than this is left: all of it is written anew, and the broker waits
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SCHEMA: Final = (
     """
@@ -46,6 +48,7 @@ CREATE TABLE job (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 _MIGRATIONS: Final = {1: "ALTER TABLE job ADD COLUMN alternatives INTEGER NOT NULL DEFAULT 0"}  # from version -> next
+_FOLD: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 _pack: Final = msgpack.Packer().pack  # one packer for all: packb makes a new one each time
 _STATEMENTS: Final = {
     Op.INSERT: "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s,"
@@ -68,7 +71,7 @@ class Ledger(Protocol):
         """Make ``changes`` durable, all or none. Raises ``LedgerError`` when that cannot be done."""
 
     def tidy(self) -> None:
-        """Called when the broker is idle: leave no deleted text behind."""
+        """Called when the broker is idle: leave no deleted text behind. Raises ``LedgerError``."""
 
     def close(self) -> None:
         """Let go of it."""
@@ -134,6 +137,8 @@ class SqliteLedger:
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 raise LedgerError(f"{self._path} is in use by another broker: stop it, or give --ledger") from error
+            if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR")):  # all is still there
+                raise LedgerError(f"cannot write {self._path} ({error}): is the disk full?") from error
             raise LedgerError(
                 f"{self._path} is not a usable ledger ({error}): move it away, or give --ledger"
             ) from error
@@ -219,9 +224,26 @@ class SqliteLedger:
             self._settled_count -= count
 
     def tidy(self) -> None:
-        """Fold the write-ahead log, where deleted texts still stand, into the file; see ``Ledger``."""
-        if self._db is not None:
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        """Fold the write-ahead log, where deleted texts still stand, into the file, and cut both; see ``Ledger``."""
+        if self._db is None:
+            return
+        try:
+            self._db.execute(_FOLD).fetchone()
+            if self._shrink(self._db):
+                self._db.execute(_FOLD).fetchone()
+        except sqlite3.Error as error:
+            raise LedgerError(f"cannot write {self._path} ({error}): is the disk full?") from error
+
+    def _shrink(self, db: sqlite3.Connection) -> bool:
+        """Give back what a backlog took and has left, once it is wiped in its place; whether there was enough of it."""
+        size, pages, free = (
+            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+        )
+        if free * size < SPARE_BYTES or (pages - free) * size > COPY_BYTES:
+            return False
+        with suppress(sqlite3.OperationalError):  # no room for the copy: the file stays as it is
+            db.execute("VACUUM")
+        return True
 
     def disk(self) -> tuple[int, int]:
         """Bytes that the ledger takes, and bytes free where it is; 0 where the system does not say."""

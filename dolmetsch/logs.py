@@ -34,6 +34,7 @@ def start(program: str, *, verbose: bool = False) -> logging.Logger:
         handler.addFilter(_one_line)
     for level, word in ((logging.WARNING, "warning"), (logging.INFO, "info"), (logging.ERROR, "error")):
         logging.addLevelName(level, word)
+    logging.raiseExceptions = False  # a line that cannot be written would become a traceback, with its arguments
     discreet()
     return logging.getLogger(program)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import stat
 import subprocess
@@ -18,7 +19,7 @@ from dolmetsch.config import Config
 from dolmetsch.effects import Op, Persist, Record
 from dolmetsch.errors import LedgerError
 from dolmetsch.jobs import Outcome
-from dolmetsch.ledger import Ledger, MemoryLedger, SqliteLedger, _runs
+from dolmetsch.ledger import SPARE_BYTES, Ledger, MemoryLedger, SqliteLedger, _runs
 from dolmetsch.transport import RouterPort
 from tests.test_scheduler import key
 
@@ -194,6 +195,67 @@ def test_deleted_texts_are_nowhere_in_the_files(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_what_a_backlog_took_is_given_back_once_it_has_gone(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+    ledger = SqliteLedger(path, max_settled=1000)
+    ledger.load(NOW)
+    count, text = 1 + SPARE_BYTES // 10_000, f"geheimnis {'x' * 10_000}"
+    ledger.commit([insert(n, text) for n in range(1, count + 1)])
+    ledger.tidy()
+    full = ledger.disk()[0]
+    assert full > SPARE_BYTES
+    ledger.commit([Persist(Op.REMOVE, (n, key(n))) for n in range(1, count)])
+    ledger.tidy()
+    assert ledger.disk()[0] == sum(file.stat().st_size for file in tmp_path.iterdir()) < 200_000
+    ledger.commit([Persist(Op.LEASE, (1, "pi", count))])
+    ledger.close()
+    again = SqliteLedger(path, max_settled=1000)
+    found = again.load(NOW)
+    assert list(found.records) == [record(count, texts=(text, "zwei"), state="leased", attempt=1)]
+    assert list(found.settled) == [key(n) for n in range(1, count)]
+    again.commit([Persist(Op.REMOVE, (count, key(count)))])
+    again.tidy()
+    assert all(b"geheimnis" not in file.read_bytes() for file in tmp_path.iterdir())
+    again.close()
+
+
+def test_a_file_with_much_in_it_is_not_written_anew_while_the_broker_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dolmetsch.ledger.SPARE_BYTES", 100_000)
+    monkeypatch.setattr("dolmetsch.ledger.COPY_BYTES", 100_000)
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    ledger.commit([insert(n, "x" * 10_000) for n in range(1, 41)])
+    ledger.tidy()
+    full = ledger.disk()[0]
+    ledger.commit([Persist(Op.REMOVE, (n, key(n))) for n in range(1, 21)])
+    ledger.tidy()
+    assert ledger.disk()[0] == full
+    ledger.commit([Persist(Op.REMOVE, (n, key(n))) for n in range(21, 37)])
+    ledger.tidy()
+    assert ledger.disk()[0] < 100_000
+    ledger.close()
+
+
+def test_a_disk_that_is_full_when_the_log_is_folded_in_is_an_error_and_nothing_is_lost(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    ledger.commit([insert(n, "x" * 5000) for n in range(1, 100)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(LedgerError, match="cannot write"):
+            ledger.tidy()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    ledger.tidy()
+    ledger.close()
+    again = SqliteLedger(tmp_path / "l")
+    assert len(again.load(NOW).records) == 99
+    again.close()
+
+
 def test_deadlines_start_anew_after_another_boot(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "l")
     ledger.load(NOW)
@@ -269,3 +331,17 @@ def test_a_steady_trickle_of_jobs_does_not_keep_deleted_texts_for_ever(tmp_path:
         ledger.close()
         port.close()
         context.term()
+
+
+def test_a_ledger_on_a_full_disk_is_not_called_broken(tmp_path: Path) -> None:
+    """Who was told to move it away would have lost what was accepted."""
+    program = (
+        "import resource, signal, sys, pathlib\n"
+        "from dolmetsch.ledger import SqliteLedger\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "SqliteLedger(pathlib.Path(sys.argv[1])).load(0.0)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "ledger.sqlite3")]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=30).stderr
+    assert "is the disk full?" in said and "move it away" not in said

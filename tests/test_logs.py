@@ -41,3 +41,11 @@ def test_strangers_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None
     caplog.clear()
     sparing.warning("later", STRANGERS_S + 1)
     assert caplog.messages == [f"{1000 - STRANGERS} such lines were left out", "later"]
+
+
+def test_a_line_that_cannot_be_written_is_no_traceback() -> None:
+    program = "from dolmetsch import logs\nlogs.start('t').info('%s %s', 'Guten Morgen')"
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+    ).stderr
+    assert said == ""
