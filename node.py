@@ -29,7 +29,7 @@ import zmq
 from dolmetsch import __version__, config, logs
 from dolmetsch.enrol import enrol
 from dolmetsch.errors import ConfigError, DolmetschError, NodeError, RemoteError
-from dolmetsch.keys import Invitation, fingerprint, read_invitation
+from dolmetsch.keys import Invitation, fingerprint, given_invitation
 from dolmetsch.lifecycle import Signals, sd_notify
 from dolmetsch.messages import BULK, Error, LeasedJob
 from dolmetsch.pool import Load, Pool, PoolJob, PoolOutcome
@@ -80,6 +80,7 @@ class Node:
         self._tick_at = 0.0
         self._poller = zmq.Poller()
         self._polled: dict[int, bool] = {}
+        self._away = False
         self._offered: tuple[dict[str, str], int] = ({}, 0)
         self._died = ""
         self._trouble = ""
@@ -153,6 +154,9 @@ class Node:
             self._tick_at = now + TICK_S
             outcomes += self._pool.tick(now, Load(self._stats.core_percent, self._stats.ram_percent))
             self._look_at_pool(now)
+            if self._pool.away is not self._away:
+                self._away = self._pool.away
+                self._beat_at = now  # the broker is to know at once
         if outcomes:
             self._handle(_ended(outcomes), now)
         self._handle(Tick(), now)
@@ -177,7 +181,7 @@ class Node:
         sd_notify("WATCHDOG=1")
         health = Health(
             workers=self._pool.ready,
-            slots=self._pool.max_workers,
+            slots=0 if self._pool.away else self._pool.max_workers,
             queued=self._pool.queued,
             in_flight=self._pool.in_flight,
             jobs_per_s=self._pool.jobs_per_s,
@@ -294,7 +298,9 @@ def _is_here(broker: str) -> bool:
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="node.py", description="Lends this machine's cores to a dolmetsch cluster.")
     parser.add_argument("--broker", metavar="ADDRESS", help="the broker (default: the one joined, else one here)")
-    parser.add_argument("--join", metavar="INVITATION", help="enrol with what `python broker.py invite` printed")
+    parser.add_argument(
+        "--join", metavar="INVITATION", help="enrol with what `python broker.py invite` printed; - reads it from a line"
+    )
     parser.add_argument("--discover", action="store_true", help="find the broker in this network, and ask to be let in")
     parser.add_argument("--name", help="name in the cluster (default: made from the host's)")
     parser.add_argument("--min-workers", type=int, metavar="N", help="children kept at all times (default 1)")
@@ -337,12 +343,13 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(settings: config.Config, arguments: argparse.Namespace) -> None:
+    given = None if arguments.join is None else given_invitation(arguments.join)
     if arguments.engine == "echo":
         logs.start("node").warning("echo engine: texts come back unchanged; this is for benchmarks only")
     name, lock = (settings.node.name, None) if settings.node.name else default_name()
     try:
         with Signals() as signals:
-            invitation = _invitation(arguments, settings.node.broker)
+            invitation = given or (_look_around(settings.node.broker) if arguments.discover else None)
             if invitation is not None:
                 if not enrol(settings.keys, invitation, name, signals):
                     return
@@ -353,12 +360,8 @@ def _serve(settings: config.Config, arguments: argparse.Namespace) -> None:
             lock.close()
 
 
-def _invitation(arguments: argparse.Namespace, wanted: str) -> Invitation | None:
-    """What to knock with: an invitation that was given, or one without a token for the broker that was found."""
-    if arguments.join is not None:
-        return read_invitation(arguments.join)
-    if not arguments.discover:
-        return None
+def _look_around(wanted: str) -> Invitation:
+    """What to knock with: an invitation without a token, for the broker that was found."""
     from dolmetsch.discovery import find, the_broker  # a tenth of a second that others need not wait for
 
     found = the_broker(find(), address(wanted) if wanted else None)

@@ -46,13 +46,14 @@ def draining(spec: JobSpec) -> Refusal:
     return _refuse(spec, "draining", "the broker is about to stop: try again in a moment", 5.0)
 
 
-def overloaded(
-    spec: JobSpec, config: SchedulerConfig, jobs: int, held_bytes: int, queued_chars: int, chars_per_s: float
-) -> Refusal | None:
-    """Whether there is no room left, and when there will be some."""
+def has_room(spec: JobSpec, config: SchedulerConfig, jobs: int, held_bytes: int) -> bool:
+    """Whether one more job of its lane may be held."""
     share = BULK_OF_QUEUE if spec.lane == BULK else 1.0
-    if jobs < config.max_jobs * share and held_bytes < config.max_bytes * share:
-        return None
+    return jobs < config.max_jobs * share and held_bytes < config.max_bytes * share
+
+
+def overloaded(spec: JobSpec, queued_chars: int, chars_per_s: float) -> Refusal:
+    """There is no room left; when there will be some."""
     wait_s = FREED * queued_chars / chars_per_s if chars_per_s else RETRY_MAX_S
     wait_s = round(min(RETRY_MAX_S, max(RETRY_MIN_S, wait_s)), 1)
     return _refuse(spec, "overloaded", f"overloaded: try again in {wait_s:g} s", wait_s)

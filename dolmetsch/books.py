@@ -64,6 +64,7 @@ class Books:
         self.dead: dict[bytes, Job] = {}
         self.orphans: dict[bytes, Job] = {}  # leased, but to no node that is here: claimed soon or queued again
         self.reports: dict[str, Reported] = {}  # by the gateway's name, the latest at the end
+        self.leased = 0  # jobs that nodes hold now, or are to show after a restart
         self.bytes = 0
         self.chronicle = Chronicle()
         self.tally = Tally()
@@ -76,11 +77,6 @@ class Books:
     def send(self, peer: bytes, message: Message) -> None:
         """Have ``message`` sent once everything is committed."""
         self.effects.append(Send(peer, message))
-
-    @property
-    def leased(self) -> int:
-        """Jobs that nodes hold now, or are to show after a restart."""
-        return sum(len(node.leases) for node in self.roster.nodes.values()) + len(self.orphans)
 
     # ---- gateways ----
 
@@ -150,6 +146,7 @@ class Books:
         if job.state is State.QUEUED:
             self.lanes.push(job)
         elif job.state is State.LEASED:
+            self.leased += 1
             self._orphan(job, now)
         else:
             self._keep_until(job, now)
@@ -195,6 +192,7 @@ class Books:
     def lease(self, job: Job, node: Node, now: float, what: str) -> None:
         """QUEUED -> LEASED; the caller has taken the job out of its lane."""
         job.move(State.LEASED, now, f"{what} {node.name}")
+        self.leased += 1
         self.adopt(job, node, now)
         self.effects.append(Persist(Op.LEASE, (job.attempt, node.name, job.seq)))
 
@@ -241,7 +239,8 @@ class Books:
             self.queue_again(job, now, why)
 
     def _release(self, job: Job) -> Node | None:
-        """Whoever holds the job holds it no longer; the node, if one did."""
+        """Whoever holds the LEASED job holds it no longer; the node, if one did."""
+        self.leased -= 1
         self.orphans.pop(job.id, None)
         node = self.roster.node_named(job.node)
         if node is not None:
@@ -364,6 +363,7 @@ class Books:
             "the lanes count what waits": self.lanes.count(0) + self.lanes.count(1) == len(queued)
             and self.lanes.chars == chars,
             "a leased job has one holder": sorted([*leased, *self.orphans]) == sorted(by_state[State.LEASED]),
+            "the leased are counted": self.leased == len(by_state[State.LEASED]),
             "a holder is named in its job": all(
                 job.node == node.name for node in self.roster.nodes.values() for job in node.leases.values()
             ),

@@ -168,6 +168,15 @@ class Lanes:
                     return self._interactive_chars >= (BULK_SHARE - 1) * job.chars
         return False
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anything waits; after a job was counted out perhaps wrongly, until the next ``pop``."""
+        return bool(self._queues[INTERACTIVE] or self._queues[BULK])
+
+    def waiting_for(self, routes: Set[str]) -> int:
+        """Jobs waiting that need one of ``routes``."""
+        return sum(queue.jobs for queues in self._queues for route, queue in queues.items() if route in routes)
+
     def count(self, lane: int) -> int:
         """Jobs waiting in ``lane``."""
         return sum(queue.jobs for queue in self._queues[lane].values())

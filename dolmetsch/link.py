@@ -13,13 +13,14 @@ from dolmetsch.backoff import Backoff
 
 INTRODUCE_S: Final = 1.0  # seconds between introductions while the link is down
 SILENCE_S: Final = 3.0  # the broker answers every heartbeat and ping, one a second
+RECONNECT_MOST_S: Final = 10.0  # a new connection asks for the broker's address anew, and costs next to nothing
 
 
 class Link:
     """Whether the broker is there, and what to do when it is not."""
 
     def __init__(self, rng: random.Random, now: float) -> None:
-        self._backoff = Backoff(rng, first_s=SILENCE_S)
+        self._backoff = Backoff(rng, first_s=SILENCE_S, most_s=RECONNECT_MOST_S)
         self.up = False
         self._introduce_at = now
         self._reconnect_at = now + self._backoff.next_s()

@@ -1,11 +1,19 @@
-"""Who is here: the nodes and gateways that the broker knows, and what it has given to each. Pure."""
+"""Who is here: the nodes and gateways that the broker knows, and what it has given to each. Pure.
+
+Nothing here is looked for in all nodes while jobs come and go: what a job or a heartbeat needs is kept as nodes change,
+so that it costs the same with a thousand nodes as with ten.
+"""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
+from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job
 from dolmetsch.messages import Heartbeat
 from dolmetsch.reports import NO_TEMPERATURE_C, NOTHING_KNOWN, About, NodeReport, NodeStatus, Route
@@ -13,6 +21,10 @@ from dolmetsch.reports import NO_TEMPERATURE_C, NOTHING_KNOWN, About, NodeReport
 MAX_PEERS: Final = 1024  # nodes, and gateways, each: a LAN has tens
 ASSUMED_CHARS_PER_S: Final = 1000.0  # a Pi core, roughly: until the first node has measured itself
 NEWCOMER: Final = 1.1  # times as fast as the fastest
+BANDS: Final = 8  # to each doubling of speed: nodes less than a tenth apart count as equally fast
+MOMENT_S: Final = 0.01  # nobody notices whether a node has so much more work in hand than another
+PORTION_S: Final = 0.25  # of its work that a node is given in one go while others may be idle
+STALE: Final = 64  # places of a band that may be out of date, beside as many as it has nodes
 
 
 class Node:
@@ -37,6 +49,9 @@ class Node:
         self.draining = False
         self.jobs_done = 0
         self.heartbeat: Heartbeat | None = None
+        self.band: Band | None = None
+        self.place = 0  # the number of its latest place there
+        self.moved: dict[Node, None] = {}  # the roster's: nodes that need another place
 
     @property
     def credit(self) -> int:
@@ -51,11 +66,13 @@ class Node:
         """Note that ``job`` is leased to this node."""
         self.leases[job.id] = job
         self.leased_chars += job.chars
+        self.moved[self] = None
 
     def release(self, job: Job) -> None:
         """Note that ``job`` is no longer leased to this node."""
         if self.leases.pop(job.id, None) is not None:
             self.leased_chars -= job.chars
+            self.moved[self] = None
 
     @property
     def state(self) -> str:
@@ -121,6 +138,8 @@ class Gateway:
         self.jobs = 0  # live jobs it owns
         self.ready: OrderedDict[bytes, Job] = OrderedDict()  # ended, to be sent
         self.sent: OrderedDict[bytes, tuple[Job, float]] = OrderedDict()  # sent when, oldest first; not acked yet
+        self.repeats = 0  # times that results were sent again since it acked any
+        self.repeat_at = now  # the earliest next time
 
     def again(self, job_id: bytes) -> None:
         """Have the result of ``job_id`` sent once more, if it was sent."""
@@ -129,14 +148,78 @@ class Gateway:
             self.ready[job_id] = job
 
 
+class _Place(NamedTuple):
+    """Where a node stands among those as fast; out of date once the node has another number."""
+
+    leased_chars: int
+    number: int
+    node: Node
+
+
+class Band:
+    """Nodes with the same routes and about the same speed: of these the one with the least in hand ends any job first."""
+
+    def __init__(self, key: tuple[frozenset[str], int]) -> None:
+        self.key = key
+        self.routes = key[0]
+        self.nodes = 0
+        self._places: list[_Place] = []  # a heap of those with credit
+
+    def add(self, node: Node) -> None:
+        """``node``, with its latest number, takes its place."""
+        if len(self._places) > STALE + 2 * self.nodes:
+            self._places = [place for place in self._places if place.node.place == place.number]
+            heapq.heapify(self._places)
+        heapq.heappush(self._places, _Place(node.leased_chars, node.place, node))
+
+    def first(self, but: str | None = None) -> Node | None:
+        """The node with the least in hand; rather not the one called ``but``."""
+        places = self._places
+        while places and places[0].node.place != places[0].number:
+            heapq.heappop(places)
+        if not places or places[0].node.name != but:
+            return places[0].node if places else None
+        unwanted = heapq.heappop(places)
+        second = self.first()
+        heapq.heappush(places, unwanted)
+        return second or unwanted.node
+
+
+class Portion:
+    """What ``node`` is given in one go: ``jobs``, or what it does in ``MOMENT_S``, but not more than in ``PORTION_S``."""
+
+    def __init__(self, node: Node, jobs: int, first: Job) -> None:
+        self.node = node
+        self._jobs = jobs - 1
+        self._chars = first.chars
+        self._least = MOMENT_S * node.chars_per_s
+        self._most = PORTION_S * node.chars_per_s
+
+    def takes(self, job: Job) -> bool:
+        """Whether ``job`` is of this portion too; it is counted then."""
+        full = self._chars >= (self._most if self._jobs > 0 else self._least)
+        if full or job.route not in self.node.routes or (job.attempt and job.node == self.node.name):
+            return False
+        self._jobs -= 1
+        self._chars += job.chars
+        return True
+
+
 class Roster:
     """Nodes by routing identity, gateways by name."""
 
     def __init__(self) -> None:
         self.nodes: dict[bytes, Node] = {}
         self._nodes_by_name: dict[str, Node] = {}
+        self._kinds: dict[tuple[tuple[str, str], ...], int] = {}  # routes and models -> nodes that offer just these
+        self._bands: dict[tuple[frozenset[str], int], Band] = {}
+        self._moved: dict[Node, None] = {}
+        self._numbers = itertools.count(1)
+        self._fastest: Node | None = None  # of those that have measured themselves
         self.gateways: dict[str, Gateway] = {}
         self._gateway_peers: dict[bytes, Gateway] = {}
+
+    # ---- nodes ----
 
     def node_named(self, name: str | None) -> Node | None:
         """The node called ``name``."""
@@ -145,21 +228,107 @@ class Roster:
     def add_node(self, node: Node) -> None:
         """A node has registered."""
         node.chars_per_s = self.newcomers_rate()
+        node.moved = self._moved
         self.nodes[node.peer] = node
         self._nodes_by_name[node.name] = node
+        kind = _kind(node)
+        self._kinds[kind] = self._kinds.pop(kind, 0) + 1  # the latest at the end
+        self._join_band(node)
+
+    def remove_node(self, node: Node) -> None:
+        """A node has left or was lost."""
+        del self.nodes[node.peer]
+        del self._nodes_by_name[node.name]
+        kind = _kind(node)
+        self._kinds[kind] -= 1
+        if not self._kinds[kind]:
+            del self._kinds[kind]
+        self._leave_band(node)
+        self._moved.pop(node, None)
+        node.moved = {}
+        if node is self._fastest:
+            self._fastest = self._find_fastest()
+
+    def routes(self) -> dict[str, str]:
+        """Every route that some node offers, with a model that serves it."""
+        return {route: model for kind in self._kinds for route, model in kind}
+
+    def heard(self, node: Node, beat: Heartbeat) -> None:
+        """How ``node`` is now."""
+        before = node.chars_per_s
+        node.heartbeat = beat
+        if node is self._fastest and beat.chars_per_s < before:
+            self._fastest = self._find_fastest()
+        elif beat.chars_per_s > (0.0 if self._fastest is None else self._fastest.chars_per_s):
+            self._fastest = node
+        node.chars_per_s = beat.chars_per_s or self.newcomers_rate()
+        if node.chars_per_s != before:
+            self._leave_band(node)
+            self._join_band(node)
+        if (node.capacity, node.draining) != (beat.capacity, beat.draining):
+            node.capacity, node.draining = beat.capacity, beat.draining
+            self._moved[node] = None
 
     def newcomers_rate(self) -> float:
         """Characters a second of a node that has not measured itself: a little more than the fastest that has.
 
         Of idle nodes the fastest gets the next job, and one that never gets any can never show what it does.
         """
-        measured = [one.heartbeat.chars_per_s for one in self.nodes.values() if one.heartbeat is not None]
-        return max(ASSUMED_CHARS_PER_S, NEWCOMER * max(measured, default=0.0))
+        fastest = self._fastest
+        measured = 0.0 if fastest is None or fastest.heartbeat is None else fastest.heartbeat.chars_per_s
+        return max(ASSUMED_CHARS_PER_S, NEWCOMER * measured)
 
-    def remove_node(self, node: Node) -> None:
-        """A node has left or was lost."""
-        del self.nodes[node.peer]
-        del self._nodes_by_name[node.name]
+    def _find_fastest(self) -> Node | None:
+        measured = [node for node in self.nodes.values() if node.heartbeat is not None and node.heartbeat.chars_per_s]
+        return max(measured, key=lambda node: node.heartbeat.chars_per_s if node.heartbeat else 0.0, default=None)
+
+    # ---- the next job's node ----
+
+    def open_routes(self) -> set[str]:
+        """The routes that nodes with credit offer."""
+        self._take_places()
+        return set[str]().union(*[band.routes for band in self._bands.values() if band.first() is not None])
+
+    def earliest(self, job: Job) -> Node:
+        """Of the nodes with credit that know the route, the one with the earliest estimated finish.
+
+        A job that came back rather goes to another node than the one it came from. Raises ``LocalError`` when the
+        route is not among ``open_routes``.
+        """
+        self._take_places()
+        came_from = job.node if job.attempt else None
+        able = [band.first(came_from) for band in self._bands.values() if job.route in band.routes]
+        found = [node for node in able if node is not None]
+        if came_from is not None:
+            found = [node for node in found if node.name != came_from] or found
+        if not found:
+            raise LocalError(f"no node has credit for {job.route}\n{job.tell()}")
+        return min(found, key=lambda node: node.finish_s(job.chars))
+
+    def _take_places(self) -> None:
+        """Each node that was given or rid of something since the last call, or has changed, takes its new place."""
+        for node in self._moved:
+            node.place = next(self._numbers)
+            if node.credit > 0 and node.band is not None:
+                node.band.add(node)
+        self._moved.clear()
+
+    def _join_band(self, node: Node) -> None:
+        key = (frozenset(node.routes), math.floor(BANDS * math.log2(node.chars_per_s)))
+        node.band = self._bands.get(key)
+        if node.band is None:
+            node.band = self._bands[key] = Band(key)
+        node.band.nodes += 1
+        self._moved[node] = None
+
+    def _leave_band(self, node: Node) -> None:
+        node.place = 0
+        if node.band is not None:
+            node.band.nodes -= 1
+            if not node.band.nodes:
+                del self._bands[node.band.key]
+
+    # ---- gateways ----
 
     def gateway_at(self, peer: bytes) -> Gateway | None:
         """The gateway behind the routing identity ``peer``."""
@@ -178,6 +347,7 @@ class Roster:
         for job_id in list(gateway.sent):  # the process before may have lost them
             gateway.again(job_id)
         gateway.peer = peer
+        gateway.repeats = 0
         gateway.last_seen = now
         self._gateway_peers[peer] = gateway
 
@@ -192,6 +362,6 @@ class Roster:
         for name in [name for name, one in self.gateways.items() if one.peer is None and not one.jobs]:
             del self.gateways[name]
 
-    def routes(self) -> dict[str, str]:
-        """Every route that some node offers, with a model that serves it."""
-        return {route: model for node in self.nodes.values() for route, model in node.routes.items()}
+
+def _kind(node: Node) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(node.routes.items()))

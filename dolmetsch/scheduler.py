@@ -22,6 +22,7 @@ decision out, and its ``validate`` says what is always true.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -34,6 +35,7 @@ from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, Outcome, State, Times
 from dolmetsch.messages import (
     DRAIN,
+    GIVEN_BACK,
     MAX_DETAIL_CHARS,
     MAX_ROUTES,
     PURGE,
@@ -80,14 +82,16 @@ from dolmetsch.messages import (
     text_bytes,
 )  # fmt: skip
 from dolmetsch.reports import Route
-from dolmetsch.roster import MAX_PEERS, Gateway, Node
+from dolmetsch.roster import MAX_PEERS, Gateway, Node, Portion
 from dolmetsch.views import Views, offers
 
 CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is seen at most this much late
+FORGIVEN_S: Final = 1.0  # a check that comes later than this found the broker itself asleep
 GATEWAY_LOST_S: Final = 10.0  # a gateway pings every second; only sending to it depends on this
 RESULT_WINDOW: Final = 2048  # results a gateway may have unacked: far below the socket's high-water mark
+LEASES_A_TURN: Final = 64  # a turn gives jobs to about so many nodes: each costs a message, and its answer another
+REPEATS: Final = 3  # times that a gateway's results are sent again before it has acked any
 EVICTED: Final = 64  # replaced incarnations remembered, so that two nodes of one name do not fight for ever
-GIVEN_BACK: Final = "given_back"  # a node's code for a job it did not try: no failure of the job
 
 
 class Scheduler:
@@ -254,12 +258,10 @@ class Scheduler:
         # With no node seen yet the cluster is still starting, and the job may wait for its node.
         if self._known_routes and spec.route not in self._known_routes:
             return admission.unknown_route(spec, self._known_routes)
-        if len(self.books.jobs) < self._config.max_jobs * 0.5 and self.books.bytes < self._config.max_bytes * 0.5:
-            return None  # nowhere near full: spare the sums
+        if admission.has_room(spec, self._config, len(self.books.jobs), self.books.bytes):
+            return None
         rate = sum(node.chars_per_s for node in self._roster.nodes.values())
-        return admission.overloaded(
-            spec, self._config, len(self.books.jobs), self.books.bytes, self.books.lanes.chars, rate
-        )
+        return admission.overloaded(spec, self.books.lanes.chars, rate)
 
     def _admit(self, gateway: Gateway, spec: JobSpec, now: float) -> Job:
         self.books.tally.accepted += 1
@@ -281,6 +283,7 @@ class Scheduler:
                 continue
             gateway.sent.pop(job_id, None)
             gateway.ready.pop(job_id, None)
+            gateway.repeats = 0
             if job.state is State.DONE:
                 self.books.settle(job, now, "acked")
             else:
@@ -360,10 +363,7 @@ class Scheduler:
         self._present(node, message.held, now)
 
     def _heartbeat(self, node: Node, message: Heartbeat, now: float) -> None:
-        node.heartbeat = message
-        node.capacity = message.capacity
-        node.draining = message.draining
-        node.chars_per_s = message.chars_per_s or self._roster.newcomers_rate()
+        self._roster.heard(node, message)
         self.books.send(node.peer, Pong())
         self._present(node, message.held, now)
 
@@ -464,6 +464,8 @@ class Scheduler:
             self._expire(self.books.jobs[job_id], now)
         if now < self._next_check:
             return
+        if now - self._next_check > FORGIVEN_S:
+            self._forgive(now - self._next_check, now)
         self._next_check = now + CHECK_S
         for node in list(self._roster.nodes.values()):
             if now - node.last_seen >= self._config.lost_after_s:
@@ -477,6 +479,17 @@ class Scheduler:
             if gateway.peer is not None and now - gateway.last_seen >= GATEWAY_LOST_S:
                 self._roster.disconnect(gateway)
         self.books.forget_idle()
+
+    def _forgive(self, late_s: float, now: float) -> None:
+        """This program did not look for so long (a stalled disk, a paused machine): that is not the silence of others."""
+        for node in self._roster.nodes.values():
+            node.last_seen = min(now, node.last_seen + late_s)
+            for job in node.leases.values():
+                job.lease_until = min(now + self._config.lease_s, job.lease_until + late_s)
+        for job in self.books.orphans.values():
+            job.lease_until = min(now + self._config.grace_s, job.lease_until + late_s)
+        for gateway in self._roster.gateways.values():
+            gateway.last_seen = min(now, gateway.last_seen + late_s)
 
     def _expire(self, job: Job, now: float) -> None:
         if job.state is State.DONE:
@@ -492,24 +505,28 @@ class Scheduler:
     # ---- dispatch ----
 
     def _dispatch(self, now: float) -> None:
-        open_nodes = [node for node in self._roster.nodes.values() if node.credit > 0]
         leases: dict[bytes, list[Job]] = {}
-        while open_nodes:
-            routes = {route for node in open_nodes for route in node.routes}
-            if not self._dispatch_until_full(open_nodes, routes, leases, now):
+        while self.books.lanes.waiting:
+            routes = self._roster.open_routes()
+            if not routes or not self._dispatch_until_full(routes, leases, now):
                 break
-            open_nodes = [node for node in open_nodes if node.credit > 0]
         for peer, jobs in leases.items():
             for part in batches([_leased_job(job) for job in jobs], weigh=_lease_bytes):
                 self.books.send(peer, Lease(jobs=part))
 
-    def _dispatch_until_full(
-        self, open_nodes: list[Node], routes: set[str], leases: dict[bytes, list[Job]], now: float
-    ) -> bool:
-        """Lease until one of ``open_nodes`` has no credit left (True), or nothing for them waits (False)."""
-        able = {route: [node for node in open_nodes if route in node.routes] for route in routes}
+    def _dispatch_until_full(self, routes: set[str], leases: dict[bytes, list[Job]], now: float) -> bool:
+        """Lease until a node has no credit left (True), or nothing waits for ``routes``, which are open (False).
+
+        The earliest node gets a portion. With few nodes that is one job, or what takes it no time to speak of; with
+        hundreds it is more, as a message for each job would cost more than the jobs.
+        """
+        few = len(self._roster.nodes) <= LEASES_A_TURN
+        jobs = 1 if few else math.ceil(self.books.lanes.waiting_for(routes) / LEASES_A_TURN)
+        portion: Portion | None = None
         while (job := self.books.lanes.pop(routes, now)) is not None:
-            node = _earliest(able[job.route], job)
+            if portion is None or not portion.takes(job):
+                portion = Portion(self._roster.earliest(job), jobs, job)
+            node = portion.node
             job.attempt += 1
             self.books.lease(job, node, now, "leased to")
             leases.setdefault(node.peer, []).append(job)
@@ -523,13 +540,23 @@ class Scheduler:
         for gateway in self._roster.gateways.values():
             if gateway.peer is None:
                 continue
-            while gateway.sent:
-                job_id, (_, sent_at) = next(iter(gateway.sent.items()))
-                if now - sent_at < self._config.resend_s:
-                    break
-                gateway.again(job_id)
+            if gateway.sent and now >= gateway.repeat_at and gateway.repeats < REPEATS:
+                self._repeat(gateway, now)
             if gateway.ready:
                 self._deliver_to(gateway, gateway.peer, now)
+
+    def _repeat(self, gateway: Gateway, now: float) -> None:
+        """Have sent again what is not acked. One that acks nothing may read nothing: each copy would stay in memory."""
+        due: list[bytes] = []
+        for job_id, (_, sent_at) in gateway.sent.items():
+            if now - sent_at < self._config.resend_s:
+                break
+            due.append(job_id)
+        for job_id in due:
+            gateway.again(job_id)
+        if due:
+            gateway.repeats += 1
+            gateway.repeat_at = now + self._config.resend_s
 
     def _deliver_to(self, gateway: Gateway, peer: bytes, now: float) -> None:
         answers: list[Answer] = []
@@ -547,15 +574,6 @@ class Scheduler:
             self.books.settled.add(job_id)
         for record in event.records:
             self.books.recover(record, now)
-
-
-def _earliest(able: list[Node], job: Job) -> Node:
-    """The node with the earliest estimated finish; for a job that came back, rather not the one it came from."""
-    if len(able) == 1:
-        return able[0]
-    if job.attempt:
-        able = [node for node in able if node.name != job.node] or able
-    return min(able, key=lambda node: node.finish_s(job.chars))
 
 
 def _leased_job(job: Job) -> LeasedJob:

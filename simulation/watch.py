@@ -7,6 +7,7 @@ made up; and no job may end without a word that explains it. It knows nothing of
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,12 +16,13 @@ from dolmetsch import messages as m
 from dolmetsch.config import SchedulerConfig
 from dolmetsch.effects import Effect, Event, FromPeer, Op, PeerGone, Persist, Record, Send, Tick
 from dolmetsch.jobs import Outcome
-from dolmetsch.scheduler import CHECK_S
+from dolmetsch.scheduler import CHECK_S, FORGIVEN_S
 from simulation.disk import Violation
 from simulation.lanewatch import Eligible, LaneWatch
 from simulation.story import job_name
 
 EPS: Final = 1e-6
+SLEEPS: Final = 64  # of the broker, remembered: far more than fit into a lease
 
 
 @dataclass(slots=True)
@@ -84,6 +86,8 @@ class Watch:
         self.nodes: dict[bytes, NodeView] = {}
         self.gateways: dict[bytes, str] = {}
         self.gone: dict[bytes, int] = {}  # peers that a send did not find, and in which turn; until they say something
+        self._ticked = now
+        self._slept: deque[tuple[float, float]] = deque(maxlen=SLEEPS)  # until when, for how long
         self._displaced: set[bytes] = set()  # by the REGISTER that is looked at
         self._dispatched: dict[bytes, bytes] = {}  # job -> peer, in the tick that is looked at
         self.lanes = LaneWatch(config.bulk_age_s)
@@ -119,7 +123,14 @@ class Watch:
         elif isinstance(event, FromPeer) and isinstance(event.message, m.Goodbye):
             self.nodes.pop(event.peer, None)
         elif isinstance(event, Tick):
+            if now - self._ticked > FORGIVEN_S:
+                self._slept.append((now, now - self._ticked))
+            self._ticked = now
             self._overdue(now)
+
+    def _slept_since(self, when: float) -> float:
+        """Seconds that the broker did not look: it does not take them for the silence of others."""
+        return sum(length_s for end, length_s in self._slept if end > when)
 
     def _heard(self, peer: bytes, message: m.Message, effects: Sequence[Effect], now: float) -> None:
         told = [one.message for one in effects if isinstance(one, Send) and one.peer == peer]
@@ -355,7 +366,7 @@ class Watch:
 
     def _lease_said(self, peer: bytes, jobs: Sequence[m.LeasedJob], now: float) -> None:
         view = self.nodes.get(peer)
-        if view is None or now > view.seen + self._config.lost_after_s + CHECK_S + EPS:
+        if view is None or now > view.seen + self._slept_since(view.seen) + self._config.lost_after_s + CHECK_S + EPS:
             raise Violation("only a node that is there is leased to", f"{peer.decode()} is gone")
         for job in jobs:
             entry = self.jobs.get(job.job_id)
@@ -377,7 +388,7 @@ class Watch:
     def _overdue(self, now: float) -> None:
         for job_id, loan in self.loans.items():
             life_s = self._config.grace_s if loan.peer is None else self._config.lease_s
-            if now > loan.since + life_s + CHECK_S + EPS:
+            if now > loan.since + self._slept_since(loan.since) + life_s + CHECK_S + EPS:
                 raise Violation("a lease ends unless renewed", f"{job_name(job_id)} is {now - loan.since:.3f} s old")
 
 

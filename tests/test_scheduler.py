@@ -13,10 +13,13 @@ from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, State
 from dolmetsch.ledger import MemoryLedger
 from dolmetsch.reports import NO_LATENCY_MS, GatewayStatus
-from dolmetsch.scheduler import Scheduler
+from dolmetsch.scheduler import REPEATS, Scheduler
 from dolmetsch.wire import decode, encode
 
 G, N1, N2 = b"gateway", b"node-1", b"node-2"
+
+
+LOOKS_S = 0.5
 
 
 class Cluster:
@@ -42,7 +45,15 @@ class Cluster:
         return sends + self.tick()
 
     def tick(self, after_s: float = 0.0) -> list[Send]:
-        self.now += after_s
+        """Let ``after_s`` seconds go by, in which the broker looks now and then, as it does."""
+        until, sends = self.now + after_s, []
+        while until - self.now > LOOKS_S:
+            sends += self.sleep(LOOKS_S)
+        return sends + self.sleep(until - self.now)
+
+    def sleep(self, for_s: float) -> list[Send]:
+        """Let ``for_s`` seconds go by in which the broker does not look at anything."""
+        self.now += for_s
         return self._carry_out(self.scheduler.handle(Tick(), self.now))
 
     def restart(self) -> Cluster:
@@ -720,3 +731,31 @@ def test_next_deadline_is_none_only_when_nothing_can_happen() -> None:
 
 def test_recover_nothing() -> None:
     assert Cluster().scheduler.handle(Recover((), ()), 0.0) == []
+
+
+def test_time_in_which_the_broker_slept_is_not_the_silence_of_others(cluster: Cluster) -> None:
+    """One commit of 4 s on a slow card, and every node was lost and every lease counted against its job."""
+    cluster.node()
+    cluster.submit(spec(1))
+    cluster.beat(N1, held=(m.HeldLease(key(1), 1),))
+    cluster.sleep(40.0)
+    assert cluster.state(1) is State.LEASED
+    cluster.beat(N1, held=(m.HeldLease(key(1), 1),))
+    cluster.tick(2.9)
+    assert cluster.state(1) is State.LEASED
+    cluster.tick(5.0)
+    assert cluster.state(1) is State.QUEUED  # silence still counts
+
+
+def test_a_gateway_that_reads_nothing_is_not_sent_its_results_for_ever(cluster: Cluster) -> None:
+    """Every two seconds another copy of 2048 results stayed in the broker's memory."""
+    cluster.node()
+    cluster.submit(spec(1), spec(2))
+    cluster.say(N1, m.Done(jobs=(m.Finished(key(1), 1, ("a",), "v1", 0, 0), m.Finished(key(2), 1, ("b",), "v1", 0, 0))))
+    copies = 0
+    for _ in range(60):
+        cluster.say(G, m.Ping())
+        copies += len(sent(cluster.tick(1.0), m.Result, G))
+    assert copies == 2 * REPEATS
+    cluster.say(G, m.Ack(jobs=(key(1),)))
+    assert {one.job_id for one in sent(cluster.tick(4.0), m.Result, G)} == {key(2)}
