@@ -4,7 +4,7 @@ export BIND
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev run node test test-deploy simulate check bench screenshots model clean
+.PHONY: help env dev lock run node test test-deploy test-chaos simulate check bench screenshots model clean
 .PHONY: env-deploy deploy add-node upgrade rollback rotate-keys status reset wheelhouse
 
 help:
@@ -14,8 +14,10 @@ help:
 	@echo "make deploy, make add-node HOST=pi4.local, make upgrade, make status    a box of Pis: see deploy/README.md"
 	@echo "make test                       the whole test suite"
 	@echo "make test-deploy                deployment on real systemd hosts (containers); needs root"
+	@echo "make test-chaos                 real programs, killed, stopped and cut off at random for ten minutes; needs root"
 	@echo "make simulate                   ten thousand worlds in virtual time, each decided by one number"
-	@echo "make check                      ruff, mypy, and who imports whom"
+	@echo "make check                      ruff, mypy, bandit, who imports whom, licences, and known flaws in packages"
+	@echo "make lock                       the requirements.txt anew from the requirements.in; ARGS=--upgrade for newer ones"
 	@echo "make bench                      throughput, overhead and the gateways, with their limits and peers"
 	@echo "make screenshots                the pictures of the dashboard in docs/images/; needs chromium"
 
@@ -36,6 +38,16 @@ dev: .venv/installed-dev
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
+
+# What is installed, for each Python and architecture, with hashes. uv asks the index that it is configured for, which is not
+# written down. A version stays until its .in file wants another one, or ARGS=--upgrade, or ARGS='--upgrade-package NAME'.
+LISTS = requirements deploy/pip requirements-dev deploy/requirements deploy/requirements-dev models/recipe/requirements
+
+lock: dev
+	@for list in $(LISTS); do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--custom-compile-command 'make lock' $(ARGS) $$list.in --output-file $$list.txt || exit 1; done
+	@$(MAKE) --no-print-directory dev
+	@$(BIN)/python -m tests.supply licences
 
 # The waiter prints one line once the cluster can translate, and ends; honcho runs the programs of the Procfile.
 run: env
@@ -72,11 +84,17 @@ simulate: env
 test-deploy: dev env-deploy
 	@$(BIN)/python -m pytest -q tests/deploy
 
+# Real processes in network namespaces, with kills, full disks, cut links; CHAOS_MINUTES=60 for more.
+test-chaos: dev
+	@$(BIN)/python -m pytest -q tests/chaos
+
 check: dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy dolmetsch dashboard simulation broker.py node.py gateway_cli.py gateway_discord.py gateway_http.py
-	@$(BIN)/python -m pytest -q tests/test_arrows.py
+	@$(BIN)/bandit -q -c pyproject.toml -r dolmetsch dashboard simulation deploy models/recipe *.py
+	@$(BIN)/python -m pytest -q tests/test_arrows.py tests/test_supply.py
+	@$(BIN)/python -m tests.supply audit
 
 bench: env
 	@$(BIN)/python bench/throughput.py

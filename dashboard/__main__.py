@@ -101,7 +101,7 @@ def _run(http: Server, signals: Signals, collector: Collector) -> bool:
 def _url(listener: socket.socket) -> str:
     """Where a browser finds it."""
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
+    if host in ("0.0.0.0", "::"):  # nosec  # compared, not bound
         host = socket.gethostname()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/dashboard"
 

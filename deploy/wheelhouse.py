@@ -21,21 +21,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
-from collections.abc import Iterator
-from email.parser import BytesHeaderParser
 from pathlib import Path
 from typing import Final
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name, parse_wheel_filename
 
 HERE: Final = Path(__file__).resolve().parent
 USUAL: Final = ("aarch64-cp311", "aarch64-cp313")  # Debian 12 and 13
 KIND: Final = re.compile(r"(aarch64|x86_64)-cp3(\d+)")
-PIP: Final = "pip==26.2"  # goes with the wheels: a bare Debian has none
+PIP: Final = HERE / "pip.txt"  # goes with the wheels: a bare Debian has none
 GLIBC: Final = 36  # 2.36, Debian 12's: wheels that want a newer one would not start there
-ROUNDS: Final = 10
 
 
 class Target:
@@ -72,66 +67,40 @@ class Target:
             "sys_platform": "linux",
         }
 
-    def wants(self, requirement: Requirement, extras: set[str]) -> bool:
-        """Whether that requirement of a package used with ``extras`` counts there."""
-        marker = requirement.marker
-        return marker is None or any(marker.evaluate({**self.markers, "extra": one}) for one in extras | {""})
+    def wants(self, requirement: Requirement) -> bool:
+        """Whether that line of a requirements file counts there."""
+        return requirement.marker is None or requirement.marker.evaluate({**self.markers, "extra": ""})
 
 
-def top(requirements: Path, target: Target) -> Iterator[Requirement]:
-    """The lines of a requirements file that count for ``target``."""
-    for line in (*requirements.read_text().splitlines(), PIP):
-        text = line.partition("#")[0].strip()
-        if text and target.wants(requirement := Requirement(text), set()):
-            yield requirement
+def locked(requirements: Path, target: Target) -> list[str]:
+    """What ``target`` needs, all of it, each with its hashes: ``name==version --hash=sha256:…``, without markers.
 
-
-def needed_by(wheel: Path, extras: set[str], target: Target) -> Iterator[Requirement]:
-    """What the package in ``wheel`` needs there."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(one for one in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", one))
-        metadata = BytesHeaderParser().parsebytes(archive.read(name))
-    for text in metadata.get_all("Requires-Dist", []):
-        if target.wants(requirement := Requirement(text), extras):
-            yield requirement
-
-
-def download(wanted: set[str], target: Target, folder: Path) -> None:
-    """The best wheel for each of ``wanted``, and none for what these need."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", target.python]
-    command += [word for abi in (target.abi, "abi3", "none") for word in ("--abi", abi)]
-    command += [word for platform in target.platforms for word in ("--platform", platform)]
-    ended = subprocess.run([*command, "--dest", str(folder), *sorted(wanted)], capture_output=True, text=True)
-    if ended.returncode != 0:
-        sys.exit(f"wheelhouse: no wheels for {target.kind}:\n{ended.stderr.strip()}")
+    pip chooses wheels for another Python, but reads markers with its own: so they are read here.
+    """
+    lines = []
+    for path in (requirements, PIP):
+        for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+            text, *hashes = line.partition("#")[0].split(" --hash=")
+            if text.strip() and target.wants(requirement := Requirement(text)):
+                requirement.marker = None
+                lines.append(" --hash=".join([str(requirement), *map(str.strip, hashes)]))
+    return sorted(lines)
 
 
 def collect(requirements: Path, target: Target, folder: Path) -> None:
-    """Fill ``folder``. pip chooses wheels for another Python, but reads markers with its own: so they are read here."""
-    asked = list(top(requirements, target))
-    for _ in range(ROUNDS):
-        wanted: set[str] = set()
-        extras: dict[str, set[str]] = {}
-        for requirement in asked:
-            requirement.marker = None
-            extras.setdefault(canonicalize_name(requirement.name), set()).update(requirement.extras)
-            requirement.extras = set()
-            wanted.add(str(requirement))
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        download(wanted, target, folder)
-        more: list[Requirement] = []
-        for wheel in sorted(folder.glob("*.whl")):
-            more += needed_by(wheel, extras[parse_wheel_filename(wheel.name)[0]], target)
-        if all(canonicalize_name(one.name) in extras and _bare(one) in wanted for one in more):
-            return
-        asked = [*top(requirements, target), *more]
-    sys.exit(f"wheelhouse: the requirements for {target.kind} do not settle")
-
-
-def _bare(requirement: Requirement) -> str:
-    return str(Requirement(f"{requirement.name}{requirement.specifier}"))
+    """Fill ``folder`` with the best wheel for each line, if its hash is one of those in the line."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--require-hashes", "--implementation", "cp", "--python-version", target.python]
+    command += [word for abi in (target.abi, "abi3", "none") for word in ("--abi", abi)]
+    command += [word for platform in target.platforms for word in ("--platform", platform)]
+    folder.mkdir()
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as file:
+        file.write("\n".join(locked(requirements, target)))
+        file.flush()
+        command += ["--dest", str(folder), "--requirement", file.name]
+        ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode != 0:
+        sys.exit(f"wheelhouse: no wheels for {target.kind}:\n{ended.stderr.strip()}")
 
 
 def sha256(path: Path) -> str:
@@ -142,8 +111,8 @@ def sha256(path: Path) -> str:
 
 def stamp(requirements: Path, target: Target) -> str:
     """The first line of a manifest that fits."""
-    lines = sorted(str(one) for one in top(requirements, target))
-    return f"# {target.kind}, glibc 2.{GLIBC}, requirements {hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
+    lines = "\n".join(locked(requirements, target))
+    return f"# {target.kind}, glibc 2.{GLIBC}, requirements {hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def fits(folder: Path, first_line: str) -> bool:

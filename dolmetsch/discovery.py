@@ -6,11 +6,14 @@ announce anything: whoever enrols this way should compare the key's fingerprint 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, NamedTuple
 
 from zeroconf import Error as ZeroconfError
@@ -124,10 +127,18 @@ def find(within_s: float = LOOK_S, interfaces: Interfaces = InterfaceChoice.All)
             browser = ServiceBrowser(zeroconf, SERVICE, Listener())
             threading.Event().wait(within_s)
             browser.cancel()
-            infos = [zeroconf.get_service_info(SERVICE, name, RESOLVE_MS) for name in sorted(set(names))]
+            with ThreadPoolExecutor(MAX_FOUND) as threads:  # at once: each may keep us waiting, and strangers would
+                infos = list(threads.map(partial(_resolve, zeroconf), sorted(set(names))))
     except (OSError, ZeroconfError) as error:
         raise NodeError(f"cannot look for brokers in the network: {error}") from error
     return [found for info in infos if info is not None for found in _read(info)]
+
+
+def _resolve(zeroconf: Zeroconf, name: str) -> ServiceInfo | None:
+    """What is announced under ``name``; None when nobody says, or it is no name: it comes from anybody."""
+    with contextlib.suppress(ZeroconfError):
+        return zeroconf.get_service_info(SERVICE, name, RESOLVE_MS)
+    return None
 
 
 def _read(info: ServiceInfo) -> list[Found]:

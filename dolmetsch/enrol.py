@@ -1,6 +1,7 @@
 """A newcomer's side of the door: knock with an invitation, or without one and wait to be approved.
 
     python -m dolmetsch.enrol INVITATION    for a computer of gateways; `python node.py --join` enrols and works
+    python -m dolmetsch.enrol -             the same, and it reads the invitation from a line of standard input
 
 Once admitted, the broker's address and key are kept, and this computer's programs connect to it from then on.
 """
@@ -23,7 +24,7 @@ from dolmetsch import logs
 from dolmetsch.config import KeysConfig, load
 from dolmetsch.errors import DolmetschError, NodeError, RemoteError
 from dolmetsch.keyring import ADMITTED, REFUSED
-from dolmetsch.keys import Credentials, Invitation, fingerprint, own_pair, read_invitation, remember_broker
+from dolmetsch.keys import Credentials, Invitation, fingerprint, given_invitation, own_pair, remember_broker
 from dolmetsch.lifecycle import Signals
 from dolmetsch.messages import Error, Knock, Message, Verdict
 from dolmetsch.transport import DealerPort, address
@@ -120,13 +121,14 @@ def _read(frames: list[bytes]) -> Message:
 def main(argv: Sequence[str]) -> int:
     """Enrol this computer; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m dolmetsch.enrol", description="Lets this computer's programs in.")
-    parser.add_argument("invitation", help="what `python broker.py invite` printed")
+    parser.add_argument("invitation", help="what `python broker.py invite` printed; - reads it")
     arguments = parser.parse_args(argv)
     logs.start("enrol")
     try:
         settings = load(None, os.environ, {})
+        invitation = given_invitation(arguments.invitation)
         with Signals() as signals:
-            return 0 if enrol(settings.keys, read_invitation(arguments.invitation), gethostname(), signals) else 1
+            return 0 if enrol(settings.keys, invitation, gethostname(), signals) else 1
     except DolmetschError as error:
         log.error("%s", error)
         return 1

@@ -26,6 +26,7 @@ INVITATION_S: Final = 3600.0
 MAX_INVITATIONS: Final = 256
 MAX_PENDING_PER_HOST: Final = 4  # of one address, so that no single computer fills the list
 PENDING_S: Final = 60.0  # who waits knocks every few seconds; who has not for so long has gone
+MAX_GRANTS: Final = 4096  # of one deployment: twice as many as there can be nodes and gateways
 MAX_REVOKED: Final = 1000  # remembered, to be told so; an unknown key is not let in either
 _BUSY_S: Final = 2.0  # another process writes for milliseconds
 
@@ -354,12 +355,14 @@ def _check(role: str, name: str) -> None:
 
 def read_grants(text: str) -> list[Grant]:
     """The lines ``ROLE NAME PUBLICKEY`` of a deployment's file, # comments left out. Raises ``InputError``."""
-    grants = []
+    grants: list[Grant] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         if len(words) != 3:
             raise InputError(f"line {number}: not ROLE NAME PUBLICKEY")
+        if len(grants) == MAX_GRANTS:
+            raise InputError(f"line {number}: more than {MAX_GRANTS} keys")
         grants.append(Grant(words[0], words[1], check_public(words[2])))
     return grants

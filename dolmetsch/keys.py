@@ -40,6 +40,7 @@ KEY_CHARS: Final = 40  # of Z85
 SUFFIX: Final = ".key_secret"
 KNOWN_BROKERS: Final = "known_brokers"
 MAX_KNOWN: Final = 64
+MAX_FILE_BYTES: Final = 64 * 2**10  # of a key pair, which has 300, and of known_brokers
 _INVITATION: Final = "dolmetsch-"
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{4}(-[0-9a-f]{4}){3}", re.IGNORECASE)
 _MAX_INVITATION_CHARS: Final = 1024
@@ -70,6 +71,9 @@ class Invitation(NamedTuple):
     key: bytes
     token: bytes
 
+    def __repr__(self) -> str:
+        return f"Invitation({self.broker})"
+
     def text(self) -> str:
         """In one word that survives shells, makefiles and chats; its checksum tells a cut or mistyped one."""
         packed: bytes = msgpack.packb([1, self.broker, self.door, z85.decode(self.key), self.token])
@@ -98,6 +102,27 @@ def read_invitation(text: str) -> Invitation:
         ) from error
 
 
+def given_invitation(word: str) -> Invitation:
+    """The one on the command line, or for ``-`` the one on a line of standard input. Raises ``ConfigError``.
+
+    Every user of a computer can read the command lines on it. So the program begins anew, as the same process, with
+    ``-`` in the place of the invitation, and finds that on its standard input.
+    """
+    if word == "-":
+        line = b"" if sys.stdin is None else sys.stdin.buffer.readline(_MAX_INVITATION_CHARS + 1)
+        return read_invitation(line.decode("ascii", "replace"))
+    invitation = read_invitation(word)
+    words = [f"{one.removesuffix(word)}-" if one.endswith(word) else one for one in sys.orig_argv]
+    if words != sys.orig_argv:
+        read, write = os.pipe()
+        os.write(write, word.encode())  # a pipe holds more than an invitation may have
+        os.close(write)
+        os.dup2(read, 0)
+        os.set_inheritable(0, True)  # where there was no standard input, ``read`` is 0
+        os.execv(sys.executable, [sys.executable, *words[1:]])
+    return invitation
+
+
 def check_public(key: str) -> bytes:
     """``key`` as a public key. Raises ``ConfigError``."""
     try:
@@ -105,7 +130,7 @@ def check_public(key: str) -> bytes:
             return key.encode()
     except (ValueError, KeyError):  # whatever pyzmq says of a character that is not Z85's
         pass
-    raise ConfigError(f"a public key has {KEY_CHARS} characters of Z85, not {key[:60]!r}")
+    raise ConfigError(f"a public key has {KEY_CHARS} characters of Z85, and not {len(key)} such as these")
 
 
 def fingerprint(public: bytes) -> str:
@@ -166,7 +191,9 @@ def _write_whole(path: Path, text: str, *, replace: bool) -> None:
 def _read_pair(path: Path) -> KeyPair:
     """Raises ``FileNotFoundError`` when it is not there, and ``KeyFileError``."""
     try:
-        mode = path.stat().st_mode & 0o777
+        about = path.stat()
+        if about.st_size > MAX_FILE_BYTES:
+            raise ValueError
         public, secret = zmq.auth.load_certificate(path)
     except FileNotFoundError:
         raise
@@ -178,7 +205,7 @@ def _read_pair(path: Path) -> KeyPair:
         raise KeyFileError(f"{path} is not a key file: move it away, and a new one is made") from error
     if secret is None or len(public) != KEY_CHARS or len(secret) != KEY_CHARS:
         raise KeyFileError(f"{path} holds no key pair")
-    if mode & 0o027:  # systemd's credentials are group-readable, through an access list
+    if about.st_mode & 0o027:  # systemd's credentials are group-readable, through an access list
         raise KeyFileError(f"{path} can be read by others: chmod 600 it, or make a new key if somebody may have")
     return KeyPair(public, secret)
 
@@ -196,13 +223,16 @@ def known_brokers(config: KeysConfig) -> dict[str, bytes]:
     """Address to public key, the first being the default. Raises ``KeyFileError``."""
     path = folder(config) / KNOWN_BROKERS
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        with path.open(encoding="ascii") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise KeyFileError(f"cannot read {path}: {getattr(error, 'strerror', 'not ASCII')}") from error
+    if len(text) > MAX_FILE_BYTES:
+        raise KeyFileError(f"{path} has more than {MAX_FILE_BYTES} bytes: that is no list of brokers")
     known: dict[str, bytes] = {}
-    for number, line in enumerate(lines[:MAX_KNOWN], 1):
+    for number, line in enumerate(text.splitlines()[:MAX_KNOWN], 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
