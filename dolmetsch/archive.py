@@ -16,6 +16,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ RATIO_MAX: Final = 50  # unpacked by packed; weights deflate to some 90 %, vocab
 RATIO_FREE_BYTES: Final = 1 << 20  # below this size a high ratio does no harm
 NAME_MAX_BYTES: Final = 200  # of one part of a path; file systems end at 255
 DEPTH_MAX: Final = 8
+LOCAL_HEADER_BYTES: Final = 30  # at least, in front of each member's bytes
 CHUNK_BYTES: Final = 64 << 10
 LOAD_LIMIT_S: Final = 120.0  # a Pi reads 300 MB from a slow card in some 30 s
 IMPORT_ROOT: Final = Path(__file__).resolve().parent.parent
@@ -114,10 +116,10 @@ def _check_members(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> st
         _check_member(member)
     if any(not 0 <= member.header_offset < archive_bytes for member in members):
         raise _Unsafe("its directory points outside it")
-    names = [member.filename.rstrip("/") for member in members]
+    names = [_folded(member) for member in members]
     if len(set(names)) != len(names):
-        raise _Unsafe("a name occurs twice in it")
-    files = {member.filename for member in members if not member.is_dir()}
+        raise _Unsafe("a name occurs twice in it, if only in other letters")
+    files = {_folded(member) for member in members if not member.is_dir()}
     if any(str(parent) in files for name in names for parent in PurePosixPath(name).parents):
         raise _Unsafe("a name in it is both a file and a folder")
     total = sum(member.file_size for member in members)
@@ -125,10 +127,25 @@ def _check_members(members: Sequence[zipfile.ZipInfo], archive_bytes: int) -> st
         raise _Unsafe(f"it unpacks to more than {UNPACKED_MAX_BYTES} bytes")
     if _is_bomb(total, archive_bytes):
         raise _Unsafe(f"it unpacks to more than {RATIO_MAX} times its size")
-    tops = {name.split("/")[0] for name in names}
+    _check_apart(members)
+    tops = {member.filename.split("/")[0] for member in members}
     if len(tops) != 1 or not any("/" in name for name in names):
         raise _Unsafe("it has not exactly one top folder")
     return tops.pop()
+
+
+def _folded(member: zipfile.ZipInfo) -> str:
+    """Its name as a file system sees it that knows no capitals, or takes ``é`` for ``e`` with an accent."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", member.filename.rstrip("/")).casefold())
+
+
+def _check_apart(members: Sequence[zipfile.ZipInfo]) -> None:
+    """No byte of the archive may be part of two members: that is how bombs are folded."""
+    end = 0
+    for member in sorted(members, key=lambda one: one.header_offset):
+        if member.header_offset < end:
+            raise _Unsafe("its members lie over each other")
+        end = member.header_offset + LOCAL_HEADER_BYTES + member.compress_size
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
@@ -136,7 +153,8 @@ def _check_member(member: zipfile.ZipInfo) -> None:
     parts = name.removesuffix("/").split("/")
     if any(part in ("", ".", "..") or len(part.encode()) > NAME_MAX_BYTES for part in parts) or name.startswith("."):
         raise _Unsafe(f"the name {name[:80]!r} does not stay in its folder")
-    if "\\" in name or ":" in name or not name.isprintable() or len(parts) > DEPTH_MAX:
+    # Since Python 3.12 an extra field (0x7075) may give ``filename`` another name than the one that is looked at here.
+    if "\\" in name or ":" in name or not name.isprintable() or len(parts) > DEPTH_MAX or member.filename != name:
         raise _Unsafe(f"the name {name[:80]!r} is not a plain one")
     mode = member.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -164,6 +182,8 @@ def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path) -> No
     target.parent.mkdir(parents=True, exist_ok=True)
     with zipped.open(member) as source, target.open("xb") as file:
         shutil.copyfileobj(source, file, CHUNK_BYTES)
+        if file.tell() != member.file_size:  # zipfile minds one that is longer, not one that is shorter
+            raise zipfile.BadZipFile(f"{target.name} ends early")
         file.flush()
         os.fsync(file.fileno())  # a Pi loses power: the rename that follows must not outlive the bytes
 

@@ -260,7 +260,7 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # endless numbers and nesting have errors of their own
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -271,9 +271,20 @@ def _from_environment(environment: Mapping[str, str]) -> Table:
         for field in msgspec.structs.fields(kind):
             text = values.get(f"{PREFIX}{section}_{field.name}".upper())
             if text is not None:
+                _check_unicode(text, field.default, f"{section}.{field.name}")
                 many = isinstance(field.default, tuple)
                 layer.setdefault(section, {})[field.name] = [part for part in text.split(",") if part] if many else text
     return layer
+
+
+def _check_unicode(text: str, default: Any, where: str) -> None:
+    """A file's name may be any bytes, which come as half surrogate pairs; a number or a list is read as UTF-8."""
+    if isinstance(default, str):
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the environment: {where}: not UTF-8") from error
 
 
 def _convert(table: Mapping[str, Any], source: str) -> Config:

@@ -1,0 +1,1 @@
+"""Fuzzing: input that nobody would send on purpose, at every place where dolmetsch reads what others wrote."""

@@ -1,0 +1,1 @@
+"""One file a target; its first lines say what must hold."""
