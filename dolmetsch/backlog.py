@@ -1,7 +1,8 @@
 """The backlog: jobs, what they are made of, and which of their sentences are translated next.
 
 A batch is led by the oldest sentence (urgent ones first) and filled with those nearest to it in length, so that nobody
-waits for a sort of everything, and sentences of different jobs share batches.
+waits for a sort of everything, and sentences of different jobs share batches. Urgent sentences and others do not: a
+batch takes as long as all of it.
 
 The records show no fields when printed, so that no error that names one can quote a text.
 """
@@ -88,7 +89,7 @@ class Backlog:
 
     def add(self, sentence: Sentence) -> None:
         job = sentence.job
-        group = self._groups.setdefault(_group(sentence, job.urgent), {})
+        group = self._groups.setdefault(_group(sentence), {})
         group.setdefault(len(sentence.tokens), {})[sentence] = None
         heapq.heappush(self._ages[job.urgent], (job.age, next(self._numbers), sentence))
         job.waiting.add(sentence)
@@ -96,7 +97,7 @@ class Backlog:
 
     def remove(self, sentence: Sentence) -> None:
         """Take it out. Its entry by age stays until that is the oldest."""
-        key = _group(sentence, sentence.job.urgent)
+        key = _group(sentence)
         group = self._groups[key]
         tokens = len(sentence.tokens)
         del group[tokens][sentence]
@@ -107,21 +108,23 @@ class Backlog:
         sentence.job.waiting.discard(sentence)
         self._size -= 1
 
-    def take(self, batch_tokens: int) -> list[Sentence]:
-        """The next batch: at most ``batch_tokens`` tokens, padding counted, but always its leader."""
-        leader = self._leader()
-        if leader is None:
+    def take(self, batch_tokens: int, *, beside: bool = False) -> list[Sentence]:
+        """The next batch: at most ``batch_tokens`` tokens, padding counted, but always its leader.
+
+        ``beside``: another batch is being translated, so only one that is urgent and may have company is wanted.
+        """
+        leader = self._oldest(True) if beside else self._leader()
+        if leader is None or (beside and leader.job.alone):
             return []
         batch = [leader]
         self.remove(leader)
         longest = near = len(leader.tokens)
-        for urgent in (leader.job.urgent, not leader.job.urgent):
-            lengths = self._groups.get(_group(leader, urgent), {})
-            for length in sorted(lengths, key=lambda length: abs(length - near)):
-                room = batch_tokens // max(longest, length) - len(batch)
-                if room > 0:
-                    batch += itertools.islice(lengths[length], room)
-                    longest = max(longest, length)
+        lengths = self._groups.get(_group(leader), {})
+        for length in sorted(lengths, key=lambda length: abs(length - near)):
+            room = batch_tokens // max(longest, length) - len(batch)
+            if room > 0:
+                batch += itertools.islice(lengths[length], room)
+                longest = max(longest, length)
         for sentence in batch[1:]:
             self.remove(sentence)
         return batch
@@ -141,7 +144,7 @@ class Backlog:
         return ages[0][2] if ages else None
 
 
-def _group(sentence: Sentence, urgent: bool) -> tuple[object, ...]:
+def _group(sentence: Sentence) -> tuple[object, ...]:
     """Sentences of the same group may share a batch."""
-    rank = sentence.part.text.rank
-    return (sentence.package.path, sentence.again, urgent, rank, sentence.job.key if sentence.job.alone else None)
+    job, rank = sentence.job, sentence.part.text.rank
+    return (sentence.package.path, sentence.again, job.urgent, rank, job.key if job.alone else None)

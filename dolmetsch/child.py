@@ -9,7 +9,8 @@ The two talk over a UNIX stream socket in msgpack arrays. Parent to child:
 Child to parent:
 
 - ``["ready", {route: model}]``, once: it can translate.
-- ``["begin", [key, ...]]``, before each batch: whom to blame when it dies.
+- ``["begin", [key, ...]]``, before each batch: whom to blame when it dies. A batch is of urgent jobs or of others, and
+  one of each may be worked on at a time.
 - ``["done", [[key, texts or nil, model, code, detail], ...]]``: answers; nil texts are a failure, code says
   which.
 - ``["broken", detail]``, then exit status 3: it found nothing to translate with.
@@ -85,11 +86,23 @@ class PoolOutcome:
     work_s: float = 0.0
 
 
+class _Lane:
+    """The urgent jobs in a child's hands, or the others."""
+
+    __slots__ = ("batch", "jobs", "moved_at")
+
+    def __init__(self, now: float) -> None:
+        self.jobs = 0
+        self.batch: tuple[bytes, ...] = ()
+        self.moved_at = now
+
+
 class Child:
     """A running child. The parent reads its fields; only the methods change them.
 
-    ``hand`` holds the jobs it was given and has not answered, oldest first; ``batch`` the keys it began last.
-    ``progress_at`` is when it last moved, or was given work after having none. Times are monotonic seconds.
+    ``hand`` holds the jobs it was given and has not answered, oldest first; ``batch`` the keys it began last. Urgent
+    jobs and others are worked on side by side, so each of these two lanes has a batch that was begun last, and a time
+    at which it moved, or got its first job. Times are monotonic seconds.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, core: int, now: float) -> None:
@@ -100,14 +113,13 @@ class Child:
         self.started_at = now
         self.ready_at: float | None = None
         self.idle_since = now
-        self.progress_at = now
         self.kill_at = now  # once it was told to end: when to stop being polite
         self.eof_at: float | None = None
         self.broken: str | None = None
         self.routes: dict[str, str] = {}
         self.hand: dict[bytes, PoolJob] = {}
         self.hand_chars = 0
-        self.batch: tuple[bytes, ...] = ()
+        self._lanes = {True: _Lane(now), False: _Lane(now)}  # urgent, others
         self._begun: dict[bytes, float] = {}  # jobs in hand of which a batch was begun, and when
         self.jobs_done = 0
         self.out = bytearray()
@@ -128,7 +140,11 @@ class Child:
     def hold(self, job: PoolJob, now: float) -> None:
         """Count ``job`` as in its hands."""
         if not self.hand:
-            self._mark = self.progress_at = now
+            self._mark = now
+        lane = self._lanes[job.urgent]
+        if not lane.jobs:
+            lane.moved_at = now
+        lane.jobs += 1
         self.hand[job.key] = job
         self.hand_chars += job.chars
 
@@ -181,24 +197,29 @@ class Child:
     def _take(self, message: Any, now: float, outcomes: list[PoolOutcome]) -> int:
         match message:
             case ["begin", list() as keys]:
-                self.batch = tuple(keys)
-                self.progress_at = now
-                for key in keys:
-                    self._begun.setdefault(key, now)
+                self._begin(keys, now)
             case ["done", list() as answers]:
                 return self._answered(answers, now, outcomes)
             case ["ready", dict() as routes] if _all_str(routes) and _all_str(routes.values()):
                 self.routes = routes
-                self.ready_at = self.idle_since = self.progress_at = now
+                self.ready_at = self.idle_since = now
             case ["broken", str() as detail]:
                 self.broken = detail[:MAX_DETAIL_CHARS]
             case _:
                 raise _nonsense("an unknown message")
         return 0
 
+    def _begin(self, keys: list[Any], now: float) -> None:
+        jobs = [self.hand[key] for key in keys if key in self.hand]
+        for key in keys:
+            self._begun.setdefault(key, now)
+        if jobs:  # not all dropped; and they are of one lane
+            lane = self._lanes[jobs[0].urgent]
+            lane.batch = tuple(keys)
+            lane.moved_at = now
+
     def _answered(self, answers: list[Any], now: float, outcomes: list[PoolOutcome]) -> int:
         chars = 0
-        self.progress_at = now
         for answer in answers:
             match answer:
                 case [bytes(key), None | [*_] as texts, str(model), str(code), str(detail)] if _all_str(texts or ()):
@@ -207,6 +228,7 @@ class Child:
                     raise _nonsense("an answer is not [key, texts, model, code, detail]")
             if job is None:
                 continue
+            self._lanes[job.urgent].moved_at = now
             if texts is not None:
                 wanted = len(job.texts) * (1 + job.alternatives)
                 if len(texts) != wanted:
@@ -224,6 +246,7 @@ class Child:
         job = self.hand.pop(key, None)
         if job is not None:
             self.hand_chars -= job.chars
+            self._lanes[job.urgent].jobs -= 1
             if not self.hand:
                 self.idle_since = now
                 self._busy_s += now - self._mark
@@ -249,9 +272,19 @@ class Child:
         """Return the seconds it has had work in its hands since it was started."""
         return self._busy_s + (now - self._mark if self.hand else 0.0)
 
+    @property
+    def batch(self) -> tuple[bytes, ...]:
+        """Whom to blame when it dies."""
+        return self._lanes[True].batch + self._lanes[False].batch
+
+    @property
+    def urgent(self) -> int:
+        """Urgent jobs in its hands."""
+        return self._lanes[True].jobs
+
     def stalled_s(self, now: float) -> float:
-        """Return the seconds it has had work in its hands and not moved."""
-        return now - self.progress_at if self.hand else 0.0
+        """Return the seconds it has had work of a lane in its hands and not moved there."""
+        return max((now - lane.moved_at for lane in self._lanes.values() if lane.jobs), default=0.0)
 
     def exited(self) -> bool:
         """Reap the process if it has ended, without waiting, and say whether it has."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
@@ -36,6 +37,7 @@ UNKNOWN: Final = "<unk>"  # what CTranslate2 writes for a word that is not in th
 
 TRANSLATORS_KEPT: Final = 2  # loaded models in one child: both passes of a route through English
 TOKENIZERS_KEPT: Final = 8  # they take a few MB each
+AT_ONCE: Final = 2  # batches: a long one, and an urgent one beside it; they share the weights
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -90,7 +92,8 @@ def degenerate(source: Sequence[str], output: Sequence[str]) -> str:
 class Decoder:
     """The models of the packages used last: sentences to tokens, tokens through CTranslate2, tokens to sentences.
 
-    Methods raise ``PackageError`` or ``ConfigError`` when the package or the compute type turns out not to be usable.
+    ``translate`` may be called by AT_ONCE threads at once. Methods raise ``PackageError`` or ``ConfigError`` when the
+    package or the compute type turns out not to be usable.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -160,7 +163,7 @@ class Decoder:
             raise ConfigError(f"compute_type = {compute_type!r}: this machine has {', '.join(sorted(known))}")
         try:
             translator = ctranslate2.Translator(
-                str(package.path / "model"), compute_type=compute_type, inter_threads=1, intra_threads=1
+                str(package.path / "model"), compute_type=compute_type, inter_threads=AT_ONCE, intra_threads=1
             )
         except Exception as error:  # likewise: a broken file gives RuntimeError, IndexError and others
             raise PackageError(f"{package.path} cannot be loaded: {' '.join(str(error).split())}") from error
@@ -175,15 +178,17 @@ class _Shelf(Generic[T]):
         self._limit = limit
         self._opener = opener
         self._kept: OrderedDict[object, T] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, package: Package) -> T:
-        if package.path in self._kept:
-            self._kept.move_to_end(package.path)
-        else:
-            while len(self._kept) >= self._limit:
-                self._kept.popitem(last=False)
-            self._kept[package.path] = self._opener(package)
-        return self._kept[package.path]
+        with self._lock:
+            if package.path in self._kept:
+                self._kept.move_to_end(package.path)
+            else:
+                while len(self._kept) >= self._limit:
+                    self._kept.popitem(last=False)
+                self._kept[package.path] = self._opener(package)
+            return self._kept[package.path]
 
 
 def _chunks(tokens: Sequence[str], tokenizer: Tokenizer) -> Iterator[Tokens]:

@@ -1,8 +1,9 @@
 """Engines: jobs in, outcomes out, a batch at a time.
 
 ``ArgosEngine`` translates with Argos packages. It is incremental: ``submit`` cuts a job's texts into sentences and puts
-them into the backlog, ``next_batch`` chooses some of them, ``run`` translates these and returns the jobs that are now
-complete. ``EchoEngine`` returns every text as it is.
+them into the backlog, ``next_batch`` chooses some of them, ``run`` translates these, and ``finish`` returns the jobs
+that are now complete. ``run`` takes long and may have a thread of its own, so that an urgent batch need not wait for
+the end of another. ``EchoEngine`` returns every text as it is.
 
 A text takes one *pass* for each package of its route: a route without a package of its own goes through English. A
 sentence longer than a model takes is cut into chunks of tokens, and their outputs are joined. A sentence whose output
@@ -22,7 +23,7 @@ from typing import Final, NamedTuple, Protocol
 
 from dolmetsch.backlog import Backlog, Job, Part, Sentence, Text
 from dolmetsch.config import EngineConfig
-from dolmetsch.decoder import DEGENERATE, Decoder
+from dolmetsch.decoder import DEGENERATE, Decoder, Tokens
 from dolmetsch.errors import ConfigError, EngineError, LocalError, PackageError
 from dolmetsch.logs import trace
 from dolmetsch.messages import MAX_DETAIL_CHARS, MAX_ROUTES
@@ -53,9 +54,20 @@ class Batch:
     sentences: tuple[Sentence, ...]
     outcomes: tuple[Outcome, ...]
 
+    @property
+    def patient(self) -> bool:
+        """Whether it may be long, and others may be run beside it."""
+        return bool(self.sentences) and not (self.sentences[0].job.urgent or self.sentences[0].job.alone)
+
+
+Outputs = Mapping[Tokens, list[str] | EngineError]  # what the model made of each row of tokens
+
 
 class Engine(Protocol):
-    """What a child's loop drives. Not thread-safe. A key is a job's from ``submit`` to its outcome or ``drop``."""
+    """What a child's loop drives. A key is a job's from ``submit`` to its outcome or ``drop``.
+
+    Not thread-safe but for ``run``, which two threads may be in at once.
+    """
 
     @property
     def routes(self) -> Mapping[str, str]:
@@ -88,17 +100,24 @@ class Engine(Protocol):
         """Forget a job, if it is known."""
         ...
 
-    def next_batch(self) -> Batch | None:
-        """Take the next batch from what waits, to be handed to ``run``; None when nothing does."""
+    def next_batch(self, *, beside: bool = False) -> Batch | None:
+        """Take the next batch from what waits, to be handed to ``run``; None when nothing does.
+
+        ``beside``: only one that need not wait until another batch has been run.
+        """
         ...
 
-    def run(self, batch: Batch) -> list[Outcome]:
-        """Translate ``batch``; return the jobs that are complete now."""
+    def run(self, batch: Batch) -> Outputs:
+        """Translate ``batch``, for ``finish``."""
+        ...
+
+    def finish(self, batch: Batch, outputs: Outputs) -> list[Outcome]:
+        """Take what ``run`` made of ``batch``; return the jobs that are complete now."""
         ...
 
 
 class ArgosEngine:
-    """Argos packages on CTranslate2, one thread.
+    """Argos packages on CTranslate2.
 
     ``only``: the routes to serve; None: all that ``packages`` can, MAX_ROUTES at most. Raises ``PackageError`` when a
     route of ``only``, or any route at all, cannot be served. Nothing is loaded before ``warm`` or the first job.
@@ -154,17 +173,27 @@ class ArgosEngine:
         if key in self._jobs:
             self._forget(self._jobs[key])
 
-    def next_batch(self) -> Batch | None:
-        sentences = tuple(self._backlog.take(self._config.batch_tokens))
+    def next_batch(self, *, beside: bool = False) -> Batch | None:
+        sentences = tuple(self._backlog.take(self._config.batch_tokens, beside=beside))
         outcomes, self._finished = tuple(self._finished), []
         keys = dict.fromkeys([outcome.key for outcome in outcomes])
         keys.update(dict.fromkeys([sentence.job.key for sentence in sentences]))
         return Batch(tuple(keys), sentences, outcomes) if keys else None
 
-    def run(self, batch: Batch) -> list[Outcome]:
+    def run(self, batch: Batch) -> Outputs:
+        rows = list(dict.fromkeys([sentence.tokens for sentence in batch.sentences if self._has(sentence.job)]))
+        if not rows:
+            return {}
+        first = batch.sentences[0]
+        try:
+            return self._decoder.translate(first.package, rows, first.again, first.part.text.rank)
+        except (PackageError, ConfigError) as error:
+            return dict.fromkeys(rows, EngineError("engine_error", str(error)))
+
+    def finish(self, batch: Batch, outputs: Outputs) -> list[Outcome]:
         wanted = [sentence for sentence in batch.sentences if self._has(sentence.job)]
         if wanted:
-            self._translate(wanted[0].package, wanted, wanted[0].again, wanted[0].part.text.rank)
+            self._place_outputs(wanted[0].package, wanted, outputs)
         finished, self._finished = self._finished, []
         return [*batch.outcomes, *finished]
 
@@ -186,12 +215,7 @@ class ArgosEngine:
             for place, tokens in enumerate(chunks):
                 self._backlog.add(Sentence(job, package, part, place, tokens))
 
-    def _translate(self, package: Package, sentences: list[Sentence], again: bool, rank: int) -> None:
-        rows = list(dict.fromkeys([sentence.tokens for sentence in sentences]))
-        try:
-            outputs = self._decoder.translate(package, rows, again, rank)
-        except (PackageError, ConfigError) as error:
-            outputs = dict.fromkeys(rows, EngineError("engine_error", str(error)))
+    def _place_outputs(self, package: Package, sentences: list[Sentence], outputs: Outputs) -> None:
         parts = []
         for sentence in sentences:
             output, part = outputs[sentence.tokens], sentence.part
@@ -202,7 +226,7 @@ class ArgosEngine:
                     parts.append(part)
             elif not self._has(sentence.job):
                 continue  # another sentence of it failed just now
-            elif output.code == DEGENERATE and not again:
+            elif output.code == DEGENERATE and not sentence.again:
                 # In a batch of its own, so that no other job waits for it, and the parent sees progress.
                 self._backlog.add(replace(sentence, again=True))
             else:
@@ -305,14 +329,17 @@ class EchoEngine:
         for lane in (self._alone, self._urgent, self._others):
             lane.pop(key, None)
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self, *, beside: bool = False) -> Batch | None:
         for lane, limit in ((self._alone, 1), (self._urgent, ECHO_JOBS), (self._others, ECHO_JOBS)):
             if lane:
                 keys = tuple(itertools.islice(lane, limit))
                 return Batch(keys, (), tuple([lane.pop(key) for key in keys]))
         return None
 
-    def run(self, batch: Batch) -> list[Outcome]:
+    def run(self, batch: Batch) -> Outputs:
+        return {}
+
+    def finish(self, batch: Batch, outputs: Outputs) -> list[Outcome]:
         return list(batch.outcomes)
 
 

@@ -181,7 +181,7 @@ class Pool:
         if child.ready_at is None:
             return child.started_at + START_LIMIT_S
         if child.hand:
-            return child.progress_at + self.config.job_limit_s
+            return self._now - child.stalled_s(self._now) + self.config.job_limit_s
         return child.idle_since + self.config.idle_s if self.size > self.config.min_workers else math.inf
 
     # ---- work in, outcomes out ----
@@ -267,8 +267,12 @@ class Pool:
         """How much of its window a child has in hand, in characters or in jobs, whichever is more."""
         return max(child.hand_chars / self.window_chars, len(child.hand) / WINDOW_JOBS)
 
+    def _urgency(self, child: Child) -> tuple[int, float]:
+        """What an urgent job would wait for there: urgent ones before it, then the batch whose core it shares."""
+        return child.urgent, self._fullness(child)
+
     def _feed(self, now: float) -> None:
-        """Hand out the queue, the urgent first, each job to the child with the most room."""
+        """Hand out the queue, the urgent first: those evenly, and each other job to the child with the most room."""
         resting = self._renewing[0] if self._renewing else None
         children = [child for slot in self._slots if (child := slot.ready) is not None and child is not resting]
         if not children or not (self._urgent or self._bulk):
@@ -280,7 +284,7 @@ class Pool:
         portion = min(1.0, max(LAST_WINDOWS, FAIR_PART * work / len(children)))
         for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, portion)):
             while lane:
-                child = min(children, key=self._fullness)
+                child = min(children, key=self._fullness if lane is self._bulk else self._urgency)
                 if self._fullness(child) >= windows:
                     break
                 _, job = lane.popitem(last=False)

@@ -9,8 +9,10 @@ The two talk in msgpack arrays. Parent to child:
 Child to parent:
 
 * ``["ready", {route: model version}]``, once, or ``["broken", detail]`` and exit status 3 when no engine can be opened
-* ``["begin", [key, ...]]`` before each batch, so that the parent knows whom to blame when the child dies
-* ``["done", [[key, [text, ...] or nil, model, code, detail], ...]]`` after each batch: the jobs that are complete now
+* ``["begin", [key, ...]]`` before each batch, so that the parent knows whom to blame when the child dies; its jobs are
+  all urgent, or none is
+* ``["done", [[key, [text, ...] or nil, model, code, detail], ...]]`` after each batch: the jobs that are complete now.
+  A batch of urgent jobs may begin and be done while another is not
 
 The thread count and the core are set before CTranslate2 is imported, which reads them once.
 """
@@ -28,9 +30,11 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgpack
 import msgspec
@@ -41,7 +45,7 @@ from dolmetsch.errors import ConfigError, DolmetschError, RemoteError
 from dolmetsch.messages import MAX_ALTERNATIVES
 
 if TYPE_CHECKING:
-    from dolmetsch.engine import Batch, Engine, Outcome
+    from dolmetsch.engine import Batch, Engine, Outputs
 
 READ_BYTES: Final = 256 * 2**10
 READS: Final = 64  # reads between two batches, so that a parent that never stops writing does not stop the work
@@ -50,6 +54,7 @@ SEND_LIMIT_S: Final = 30.0  # a parent reads all the time: one that does not for
 BUG_STATUS: Final = 1
 BROKEN_STATUS: Final = 3
 PARENT_STATUS: Final = 4  # the parent sent nonsense, or stopped reading
+NICE: Final = 10  # who hands out work, and carries results, goes before those who work: they need the core only shortly
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 M_TRIM_THRESHOLD: Final = -1  # malloc.h
 M_MMAP_THRESHOLD: Final = -3
@@ -59,12 +64,53 @@ KEEP_BYTES: Final = 32 * 2**20  # the most that glibc takes for M_MMAP_THRESHOLD
 log = logging.getLogger(__name__)
 
 
+class Background:
+    """A thread that runs one batch at a time; inside ``with``, ``fd`` can be read when it is through."""
+
+    def __init__(self, run: Callable[[Batch], Outputs]) -> None:
+        self._run = run
+        self._running: tuple[Batch, Future[Outputs]] | None = None
+
+    def __enter__(self) -> Self:
+        self._executor = ThreadPoolExecutor(1)
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown()
+        os.close(self.fd)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has a batch that ``take`` has not given back."""
+        return self._running is not None
+
+    def start(self, batch: Batch) -> None:
+        """Begin with ``batch``; it must not be busy."""
+        future = self._executor.submit(self._run, batch)
+        self._running = batch, future
+        future.add_done_callback(lambda _: os.eventfd_write(self.fd, 1))
+
+    def take(self) -> tuple[Batch, Callable[[], Outputs]] | None:
+        """The batch that it is through with, once, and a call that gives its outputs or raises what ``run`` raised."""
+        if self._running is None or not self._running[1].done():
+            return None
+        (batch, future), self._running = self._running, None
+        os.eventfd_read(self.fd)  # written at once after it was done
+        return batch, future.result
+
+
 class Worker:
-    """The loop between the parent's socket and an engine."""
+    """The loop between the parent's socket and an engine.
+
+    A patient batch is run in the background, and urgent ones beside it: the kernel shares the core between them, so
+    that people do not wait for the end of a batch of some file.
+    """
 
     def __init__(self, sock: socket.socket, engine: Engine) -> None:
         self._sock = sock
         self._engine = engine
+        self._background = Background(engine.run)
         self._packer = msgpack.Packer()
         self._unpacker = msgpack.Unpacker(
             raw=False, strict_map_key=True, max_buffer_size=MAX_BUFFER_BYTES, ext_hook=_no_ext
@@ -75,38 +121,51 @@ class Worker:
     def serve(self) -> None:
         """Work until the parent closes its side. Raises ``RemoteError`` for nonsense, ``OSError`` when it is gone."""
         self._send(["ready", dict(self._engine.routes)])
-        while self._receive():
-            self._work()
+        with self._background as background:
+            either = select.poll()
+            either.register(self._sock, select.POLLIN)
+            either.register(background.fd, select.POLLIN)
+            while self._receive():
+                if not self._work():
+                    # Without a deadline: the end of the parent ends the wait, and an idle child has nothing else to do.
+                    either.poll()
 
-    def _work(self) -> None:
-        batch = self._engine.next_batch()
-        if batch is not None:
-            self._send(["begin", batch.keys])
-            self._send(["done", self._run(batch)])
+    def _work(self) -> bool:
+        """Finish what the background is through with, and begin what can be begun; whether there was anything."""
+        through = self._background.take()
+        if through is not None:
+            self._finish(*through)
+        batch = self._engine.next_batch(beside=self._background.busy)
+        if batch is None:
+            return False
+        self._send(["begin", batch.keys])
+        if batch.patient:
+            self._background.start(batch)
+        else:
+            self._finish(batch, partial(self._engine.run, batch))
+        return True
 
-    def _run(self, batch: Batch) -> list[Outcome]:
+    def _finish(self, batch: Batch, outputs: Callable[[], Outputs]) -> None:
         try:
-            return self._engine.run(batch)
+            outcomes = self._engine.finish(batch, outputs())
         except Exception as error:
             from dolmetsch.engine import Outcome
 
             log.error("a batch of %d jobs failed: %s", len(batch.keys), logs.trace(error))
             for key in batch.keys:
                 self._engine.drop(key)
-            return [Outcome(key, None, "", "engine_error", logs.trace(error)) for key in batch.keys]
+            outcomes = [Outcome(key, None, "", "engine_error", logs.trace(error)) for key in batch.keys]
+        self._send(["done", outcomes])
 
     def _receive(self) -> bool:
-        """Take what the parent has sent, waiting for it only while there is no work. False: it closed its side."""
-        # Without a deadline: the end of the parent ends the wait, and an idle child has nothing else to do.
-        wait_ms = 0 if self._engine.pending else None
+        """Take what the parent has sent; False: it closed its side."""
         for _ in range(READS):
-            if not self._readable.poll(wait_ms):
+            if not self._readable.poll(0):
                 return True
             data = self._sock.recv(READ_BYTES)
             if not data:
                 return False
             self._feed(data)
-            wait_ms = 0
         return True
 
     def _feed(self, data: bytes) -> None:
@@ -146,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     logs.start(f"worker[{options.core}]")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the node's to handle
+    os.nice(NICE)
     die_with_parent()
     with socket.socket(fileno=options.fd) as sock:
         sock.settimeout(SEND_LIMIT_S)

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--start", default="well")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--silent", action="store_true")
+    parser.add_argument("--hung-bulk", action="store_true", help="what is not urgent is begun and never done")
     for name in ("--fd", "--core"):
         parser.add_argument(name, type=int)
     for name in ("--engine", "--config-json", "--routes"):
@@ -39,14 +40,14 @@ def main() -> None:
     if args.start == "mute":
         time.sleep(60)
     say(sock, ["ready", {"de→en": "fake-1"}])
-    serve(sock, args.batch, args.silent)
+    serve(sock, args.batch, args.silent, args.hung_bulk)
 
 
 def say(sock: socket.socket, message: list[Any]) -> None:
     sock.sendall(msgpack.packb(message))
 
 
-def serve(sock: socket.socket, size: int, silent: bool) -> None:
+def serve(sock: socket.socket, size: int, silent: bool, hung_bulk: bool) -> None:
     unpacker = msgpack.Unpacker()
     waiting: dict[bytes, list[Any]] = {}
     while True:
@@ -71,7 +72,8 @@ def serve(sock: socket.socket, size: int, silent: bool) -> None:
         if batch:
             if not silent:
                 say(sock, ["begin", [job[0] for job in batch]])
-            say(sock, ["done", [[job[0], *translate(sock, job[2][0])] for job in batch]])
+            if not hung_bulk or batch[0][3]:
+                say(sock, ["done", [[job[0], *translate(sock, job[2][0])] for job in batch]])
 
 
 def translate(sock: socket.socket, text: str) -> list[Any]:

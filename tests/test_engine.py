@@ -63,11 +63,16 @@ def copy_package(tmp_path: Path) -> CopyPackage:
     return copy
 
 
+def run(engine: Engine, batch: Batch) -> list[Outcome]:
+    """Run ``batch``; the jobs that are complete now."""
+    return engine.finish(batch, engine.run(batch))
+
+
 def finish(engine: Engine) -> dict[bytes, Outcome]:
     """Run everything that waits; no job may end twice."""
     outcomes: dict[bytes, Outcome] = {}
     while batch := engine.next_batch():
-        for outcome in engine.run(batch):
+        for outcome in run(engine, batch):
             assert outcome.key not in outcomes
             outcomes[outcome.key] = outcome
     assert engine.pending == 0
@@ -114,7 +119,7 @@ def test_jobs_share_a_batch_and_get_their_own_results(engine: ArgosEngine) -> No
     assert keys(batch) == (b"a", b"b")
     assert engine.pending == 0
     assert batch is not None
-    outcomes = {outcome.key: outcome.texts for outcome in engine.run(batch)}
+    outcomes = {outcome.key: outcome.texts for outcome in run(engine, batch)}
     assert outcomes == {b"a": alone[SHORT], b"b": alone[OTHER]}
 
 
@@ -127,7 +132,7 @@ def test_a_batch_holds_the_tokens_it_may(package: Package) -> None:
         longest = max(len(sentence.tokens) for sentence in batch.sentences)
         assert longest * len(batch.sentences) <= 64 or len(batch.sentences) == 1
         seen += batch.keys
-        engine.run(batch)
+        run(engine, batch)
     assert sorted(seen) == sorted(b"%d" % number for number in range(40))
 
 
@@ -138,7 +143,7 @@ def test_the_oldest_leads_and_the_nearest_in_length_follow(package: Package) -> 
     order: list[tuple[bytes, ...]] = []
     while batch := engine.next_batch():
         order.append(batch.keys)
-        engine.run(batch)
+        run(engine, batch)
     assert order == [(b"short", b"short2"), (b"long",), (b"long2",)]
 
 
@@ -153,6 +158,37 @@ def test_urgent_jobs_go_first_but_starve_nobody(package: Package) -> None:
         (b"urgent0",), (b"urgent1",), (b"urgent2",), (b"bulk0",),
         (b"urgent3",), (b"urgent4",), (b"urgent5",), (b"bulk1",),
     ]  # fmt: skip
+
+
+def test_urgent_jobs_share_no_batch_with_others_and_can_be_run_beside_one(engine: ArgosEngine) -> None:
+    engine.submit(b"bulk", ROUTE, [SHORT, OTHER])
+    engine.submit(b"bulk2", ROUTE, [SHORT])
+    assert engine.next_batch(beside=True) is None
+    engine.submit(b"person", ROUTE, [SHORT], urgent=True)
+    engine.submit(b"person2", ROUTE, [OTHER], urgent=True)
+    urgent = engine.next_batch()
+    assert urgent is not None and urgent.keys == (b"person", b"person2") and not urgent.patient
+    bulk = engine.next_batch()
+    assert bulk is not None and bulk.keys == (b"bulk", b"bulk2") and bulk.patient
+    engine.submit(b"suspect", ROUTE, [SHORT], urgent=True, alone=True)
+    assert engine.next_batch(beside=True) is None
+    outputs = engine.run(bulk)
+    assert {outcome.key for outcome in engine.finish(urgent, engine.run(urgent))} == {b"person", b"person2"}
+    assert {outcome.key for outcome in engine.finish(bulk, outputs)} == {b"bulk", b"bulk2"}
+    suspect = engine.next_batch()
+    assert suspect is not None and suspect.keys == (b"suspect",) and not suspect.patient
+
+
+def test_a_job_dropped_while_its_batch_runs_is_not_answered(engine: ArgosEngine) -> None:
+    engine.submit(b"a", ROUTE, [SHORT])
+    engine.submit(b"b", ROUTE, [SHORT])
+    batch = engine.next_batch()
+    assert batch is not None
+    outputs = engine.run(batch)
+    engine.drop(b"a")
+    engine.submit(b"a", ROUTE, [OTHER])  # the same key anew: another job
+    assert [outcome.key for outcome in engine.finish(batch, outputs)] == [b"b"]
+    assert finish(engine)[b"a"].texts is not None
 
 
 def test_a_suspect_is_alone_in_its_batch(engine: ArgosEngine) -> None:
@@ -173,7 +209,7 @@ def test_a_dropped_job_is_forgotten_before_and_in_its_batch(engine: ArgosEngine)
     assert keys(batch) == (b"b", b"c")
     engine.drop(b"c")
     assert batch is not None
-    assert [outcome.key for outcome in engine.run(batch)] == [b"b"]
+    assert [outcome.key for outcome in run(engine, batch)] == [b"b"]
     engine.submit(b"c", ROUTE, [SHORT])  # the key is free again
     assert list(finish(engine)) == [b"c"]
 
@@ -222,7 +258,7 @@ def test_a_sentence_that_loses_a_span_is_translated_in_pieces(engine: ArgosEngin
     engine.submit(b"a", ROUTE, [text])
     first = engine.next_batch()
     assert first is not None
-    assert engine.run(first) == []  # the stand-ins did not all come through
+    assert run(engine, first) == []  # the stand-ins did not all come through
     assert engine.pending > 1
     out = finish(engine)[b"a"].texts
     assert out is not None
@@ -303,11 +339,11 @@ def test_a_second_try_does_not_hold_up_the_others(engine: ArgosEngine) -> None:
     first, second = engine.next_batch(), None
     assert keys(first) == (b"runaway", b"fine")
     assert first is not None
-    assert [outcome.key for outcome in engine.run(first)] == [b"fine"]
+    assert [outcome.key for outcome in run(engine, first)] == [b"fine"]
     second = engine.next_batch()
     assert keys(second) == (b"runaway",)
     assert second is not None
-    (outcome,) = engine.run(second)
+    (outcome,) = run(engine, second)
     assert outcome.texts is not None
 
 
@@ -331,7 +367,7 @@ def test_a_sentence_of_too_many_tokens_is_cut_and_joined(engine: ArgosEngine, te
     sizes: list[int] = []
     while batch := engine.next_batch():
         sizes += [len(sentence.tokens) for sentence in batch.sentences if not sentence.again]
-        outcomes = engine.run(batch)
+        outcomes = run(engine, batch)
     sources = [segment.source for segment in parse(text, "de").segments]
     whole = open_tokenizer(open_package(EMBEDDED)).encode(sources)
     assert max(map(len, whole)) > MAX_SOURCE_TOKENS
@@ -455,7 +491,7 @@ def test_a_batch_that_fails_costs_only_the_culprit(engine: ArgosEngine, monkeypa
     engine._config = EngineConfig(batch_tokens=16384)
     batch = engine.next_batch()
     assert batch is not None and batch.keys == (b"bad", b"good")
-    outcomes = {outcome.key: outcome for outcome in engine.run(batch)}
+    outcomes = {outcome.key: outcome for outcome in run(engine, batch)}
     assert outcomes[b"bad"].code == "engine_error"
     assert outcomes[b"bad"].detail.startswith("CTranslate2: RuntimeError for ")  # without its message
     assert outcomes[b"good"].texts == translate(engine, SHORT)

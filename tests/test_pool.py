@@ -200,6 +200,21 @@ def test_a_stuck_child_is_killed_and_the_rest_done_in_order(make: Make) -> None:
     assert not psutil.pid_exists(stuck.pid)
 
 
+def test_urgent_work_does_not_hide_that_other_work_is_stuck(make: Make) -> None:
+    """A child works on both lanes at a time; a batch that hangs is missed however many others go by."""
+    rig = make("--hung-bulk", job_limit_s=10.0).ready(1)
+    rig.submit(job("bulk"))
+    child = rig.pool._slots[0].child
+    assert child is not None
+    rig.until(lambda: child.batch == (b"bulk",))
+    for number in range(3):
+        rig.ahead_s += 3
+        rig.submit(job(f"person{number}", urgent=True))
+        assert [(one.key, one.code) for one in rig.ended(number + 1)[number:]] == [(b"person%d" % number, "")]
+    rig.ahead_s += 2
+    assert [(one.key, one.code) for one in rig.ended(4)[3:]] == [(b"bulk", "child_timeout")]
+
+
 def test_answers_not_read_yet_count_as_progress(make: Make) -> None:
     """When the loop itself was late, a child that has answered meanwhile is not killed."""
     rig = make(job_limit_s=10.0).ready(1)
@@ -316,6 +331,15 @@ def test_urgent_goes_first_and_on_top_of_a_full_window(make: Make) -> None:
     assert (rig.pool.in_flight, rig.pool.queued) == (5, 8)
     order = [one.key for one in rig.ended(13)]
     assert order.index(b"urgent") <= 2 and order.index(b"bulk11") == 12
+
+
+def test_urgent_jobs_are_spread_though_one_child_has_more_other_work(make: Make) -> None:
+    rig = make("--silent", workers=2).ready(2)
+    rig.submit(job("bulk", "sleep:0.5", chars=500))
+    rig.submit(*(job(f"person{number}", "sleep:0.1", urgent=True, chars=10) for number in range(6)))
+    hands = [slot.child.urgent for slot in rig.pool._slots if slot.child]
+    assert hands == [3, 3]
+    assert len(rig.ended(7)) == 7
 
 
 def test_windows_bound_the_hands_and_spread_the_work(make: Make) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import msgpack
 import psutil
 import pytest
 
-from dolmetsch.engine import Batch, EchoEngine, Outcome
+from dolmetsch.config import EngineConfig
+from dolmetsch.engine import ArgosEngine, Batch, EchoEngine, Outcome, Outputs
+from dolmetsch.packages import open_package
 from dolmetsch.worker import Worker
 
 HOUSE = Path(__file__).parent.parent
@@ -117,6 +120,7 @@ def echo(start: Start) -> Parent:
 def test_jobs_are_translated_on_the_given_core(argos: Parent) -> None:
     child = psutil.Process(argos.process.pid)
     assert child.cpu_affinity() == [min(os.sched_getaffinity(0))]
+    assert child.nice() > psutil.Process().nice()
     argos.jobs((b"1", ["Ich bin müde.", ""]), (b"2", ["<@42>, wo ist der Bahnhof?"]))
     answers = argos.finish(b"1", b"2")
     assert answers[b"1"][0] == ["I'm tired.", ""]
@@ -146,6 +150,64 @@ def test_dropped_jobs_are_not_answered(echo: Parent) -> None:
     packed = [["jobs", [job, [b"2", *job[1:]]]], ["drop", [b"1", b"unknown"]], ["jobs", [[b"3", *job[1:]]]]]
     echo.sock.sendall(b"".join([msgpack.packb(message) for message in packed]))
     assert list(echo.finish(b"3")) == [b"2", b"3"]
+
+
+LONG = "Wenn das Wetter morgen gut ist, gehen wir mit den Kindern in den Park und bleiben bis zum Abend, {} Mal."
+
+
+def test_an_urgent_job_does_not_wait_for_the_batch_of_others(start: Start) -> None:
+    core = str(min(os.sched_getaffinity(0)))
+    child = start("--packages", str(EMBEDDED.parent), "--core", core, "--config-json", '{"batch_tokens": 16384}')
+    assert child.receive()[0] == "ready"
+    many = [number.to_bytes(2, "big") for number in range(300)]
+    child.jobs(*[(key, [LONG.format(int.from_bytes(key))]) for key in many])
+    kind, begun = child.receive()
+    assert kind == "begin" and len(begun) == len(many)
+    child.send("jobs", [[b"person", ROUTE, ["Guten Morgen."], True, False, 0]])
+    assert child.receive() == ["begin", [b"person"]]
+    kind, done = child.receive()
+    assert kind == "done" and [answer[0] for answer in done] == [b"person"]
+    kind, done = child.receive()
+    assert kind == "done" and {answer[0] for answer in done} == set(many)
+    assert all(answer[1] for answer in done)
+    assert child.end() == 0
+
+
+def test_a_suspect_is_worked_on_with_nothing_beside_it(start: Start) -> None:
+    child = start("--packages", str(EMBEDDED.parent), "--config-json", '{"batch_tokens": 16384}')
+    assert child.receive()[0] == "ready"
+    child.jobs(*[(bytes((number,)), [LONG.format(number)]) for number in range(100)])
+    assert child.receive()[0] == "begin"
+    child.send("jobs", [[b"suspect", ROUTE, ["Guten Morgen."], True, True, 0]])
+    assert child.receive()[0] == "done"
+    assert child.receive() == ["begin", [b"suspect"]]
+    assert child.receive()[0] == "done"
+
+
+class BrokenModel(ArgosEngine):
+    """Fails while it translates, as a bug would."""
+
+    def run(self, batch: Batch) -> Outputs:
+        raise KeyError("Das bleibt unter uns")
+
+
+def test_an_error_in_the_background_costs_its_jobs_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as executor:
+        worker = Worker(theirs, BrokenModel([open_package(EMBEDDED)], EngineConfig()))
+        serving = executor.submit(worker.serve)
+        parent = Parent(ours, subprocess.Popen([sys.executable, "-c", ""], stderr=subprocess.PIPE))
+        try:
+            assert parent.receive()[0] == "ready"
+            for key in (b"1", b"2"):
+                parent.jobs((key, ["Guten Morgen."]))
+                texts, _, code, detail = parent.finish(key)[key]
+                assert (texts, code) == (None, "engine_error") and detail.startswith("KeyError at test_worker.py:")
+        finally:
+            ours.shutdown(socket.SHUT_WR)
+            parent.errors()
+        serving.result(LIMIT_S)
+    assert "unter uns" not in caplog.text
 
 
 def test_every_job_of_many_comes_back_once(echo: Parent) -> None:
@@ -186,10 +248,10 @@ def test_nonsense_ends_the_child_with_one_line(echo: Parent, garbage: bytes) -> 
 class BrokenEngine(EchoEngine):
     """Fails at the jobs that it is asked to fail at."""
 
-    def run(self, batch: Batch) -> list[Outcome]:
+    def finish(self, batch: Batch, outputs: Outputs) -> list[Outcome]:
         if b"bad" in batch.keys:
             raise KeyError("no such\nthing")
-        return super().run(batch)
+        return super().finish(batch, outputs)
 
 
 def test_an_error_in_a_batch_costs_its_jobs_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -218,7 +280,7 @@ FAULTY = """
 import sys
 from dolmetsch import engine, worker
 
-def next_batch(self):
+def next_batch(self, *, beside):
     raise KeyError([outcome.texts for outcome in self._others.values()])
 
 engine.EchoEngine.next_batch = next_batch
