@@ -34,6 +34,7 @@ from dolmetsch.transport import DealerPort
 from dolmetsch.wire import decode
 
 READ_AT_ONCE: Final = 512
+ROUND: Final = 1024  # jobs submitted at a time, at most: what is on its way then stays near the window
 
 
 class LoadError(Exception):
@@ -93,11 +94,23 @@ class Load:
             self._fill(specs)
         return time.monotonic() - started
 
+    def keep_up(self, specs: Iterator[JobSpec], seconds: float) -> int:
+        """Keep ``window`` jobs on their way for ``seconds``; how many were answered. Their answers are not kept."""
+        until = time.monotonic() + seconds
+        answered = 0
+        while (now := time.monotonic()) < until:
+            self._fill(specs)
+            self._poller.poll(max(1, int(1000 * min(until - now, self._outbox.next_deadline() - now))))
+            self._read()
+            answered += len(self.answers)
+            self.answers.clear()
+        return answered
+
     def post(self, specs: Iterator[JobSpec], count: int, within_s: float = 120.0) -> None:
         """Submit ``count`` jobs, and return once each of them is accepted: for a queue that nobody empties."""
         started = time.monotonic()
-        for _ in range(0, count, self.window):
-            self._handle(Post(tuple(islice(specs, self.window))))
+        for start in range(0, count, self.window):
+            self._handle(Post(tuple(islice(specs, min(self.window, count - start)))))
             self._handle(Tick())
             while self._outbox.unanswered:
                 if time.monotonic() - started > within_s:
@@ -115,8 +128,8 @@ class Load:
 
     def _fill(self, specs: Iterator[JobSpec]) -> None:
         room = self.window - self._on_its_way
-        # Rounds of a quarter window: submitting a job for each that came back would make messages of one job.
-        if room >= self.window // 4 or self._on_its_way == 0:
+        # Rounds: submitting a job for each that came back would make messages of one job.
+        if room >= min(self.window // 4, ROUND) or self._on_its_way == 0:
             new = tuple(islice(specs, room))
             self._on_its_way += len(new)
             self._handle(Post(new))

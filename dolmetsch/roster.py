@@ -157,7 +157,7 @@ class _Place(NamedTuple):
 
 
 class Band:
-    """Nodes with the same routes and about the same speed: of these the one with the least in hand ends any job first."""
+    """Nodes with the same routes and about the same speed: the one with the least in hand ends any job first."""
 
     def __init__(self, key: tuple[frozenset[str], int]) -> None:
         self.key = key
@@ -186,7 +186,7 @@ class Band:
 
 
 class Portion:
-    """What ``node`` is given in one go: ``jobs``, or what it does in ``MOMENT_S``, but not more than in ``PORTION_S``."""
+    """What ``node`` is given in one go: ``jobs``, or what takes it ``MOMENT_S``, but not more than ``PORTION_S``."""
 
     def __init__(self, node: Node, jobs: int, first: Job) -> None:
         self.node = node

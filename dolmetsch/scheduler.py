@@ -481,7 +481,7 @@ class Scheduler:
         self.books.forget_idle()
 
     def _forgive(self, late_s: float, now: float) -> None:
-        """This program did not look for so long (a stalled disk, a paused machine): that is not the silence of others."""
+        """The broker did not look for so long (a stalled disk, a paused machine): that is not the silence of others."""
         for node in self._roster.nodes.values():
             node.last_seen = min(now, node.last_seen + late_s)
             for job in node.leases.values():
