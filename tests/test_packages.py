@@ -349,7 +349,7 @@ def test_a_tokenizer_that_does_not_load_is_refused(whole: Path, home: Path, tmp_
         ("sentencepiece.model", lambda data: data[:-1]),
         ("sentencepiece.model", lambda data: data[::-1]),
     ],
-    ids=str,
+    ids=[*"abcdefghij"],  # the same in each process of pytest-xdist
 )
 def test_a_model_of_which_something_is_missing_is_refused(
     file: str, change: Callable[[bytes], bytes], home: Path, tmp_path: Path
