@@ -196,9 +196,9 @@ class Portion:
         self._most = PORTION_S * node.chars_per_s
 
     def takes(self, job: Job) -> bool:
-        """Whether ``job`` is of this portion too; it is counted then."""
-        full = self._chars >= (self._most if self._jobs > 0 else self._least)
-        if full or job.route not in self.node.routes or (job.attempt and job.node == self.node.name):
+        """Whether ``job`` is of this portion too; it is counted then. A long one has its node chosen for itself."""
+        room = (self._most if self._jobs > 0 else self._least) - self._chars
+        if job.chars > room or job.route not in self.node.routes or (job.attempt and job.node == self.node.name):
             return False
         self._jobs -= 1
         self._chars += job.chars
