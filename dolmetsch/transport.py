@@ -38,6 +38,7 @@ TELEMETRY: Final = "telemetry"  # ... who may listen, ...
 DOOR: Final = "door"  # ... and who may knock: anybody
 DOOR_BYTES: Final = 4096  # strangers get little room: one short message, ...
 DOOR_HIGH_WATER: Final = 16  # ... and few that wait
+CUT_OFF: Final = 3  # handshakes that end without a reason, in a row, before it is taken for a wrong key
 LISTENER_BYTES: Final = 4096  # a listener sends its key and what it wants to hear, no more
 ZAP_AT_ONCE: Final = 256
 _FAILED_HANDSHAKES: Final = (
@@ -261,6 +262,7 @@ class DealerPort:
         self._keys = keys
         self._monitor: zmq.Socket[bytes] | None = None
         self._trouble = ""
+        self._cut_off = 0  # handshakes in a row that ended without a reason
         self.where = where
         self._name = name.encode()[:200]
         self._count = 0
@@ -302,7 +304,9 @@ class DealerPort:
     def _follow_handshakes(self) -> None:
         while self._monitor is not None and self._monitor.poll(0):
             event = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))["event"]
-            self._trouble = _TROUBLES.get(event, "")
+            # A broker that ends in the middle of a handshake looks like one with another key, but not again and again.
+            self._cut_off = self._cut_off + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
+            self._trouble = "" if 0 < self._cut_off < CUT_OFF else _TROUBLES.get(event, "")
 
     def reconnect(self) -> None:
         """Drop the connection, and what waits in it, for a new one."""

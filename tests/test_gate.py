@@ -373,3 +373,33 @@ def test_the_door_can_be_shut(cluster: Cluster) -> None:
     assert "newcomers" not in cluster.log("broker")
     ended = owner.run("broker.py", "invite")
     assert ended.returncode == 1 and "broker.door is off" in ended.stderr
+
+
+def test_a_broker_that_ends_in_the_middle_of_a_handshake_does_not_have_another_key() -> None:
+    """Whoever restarted the broker was told to join anew."""
+    pair = keys.KeyPair(*zmq.curve_keypair())
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        port = DealerPort(
+            context, f"tcp://127.0.0.1:{listener.getsockname()[1]}", "t", keys.Credentials(pair, zmq.curve_keypair()[0])
+        )
+
+        def cut_off() -> None:
+            stranger, _ = listener.accept()
+            with stranger:
+                stranger.settimeout(10)
+                stranger.recv(10)
+                stranger.sendall(bytes.fromhex("ff00000000000000017f03"))
+
+        try:
+            for _ in range(2):
+                cut_off()
+            held, _ = listener.accept()  # so the second has been noticed
+            assert port.trouble == ""
+            held.close()
+            cut_off()
+            wait_until(lambda: "key" in port.trouble, 10, "a key that is wrong again and again")
+        finally:
+            port.close()
+            context.term()
