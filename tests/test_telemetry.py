@@ -103,7 +103,7 @@ def test_a_dead_letter_is_told_until_it_is_purged(core: Cluster) -> None:
     telemetry = told(core)
     assert [job.code for job in telemetry.dead] == ["deadline"] == [job.code for job in telemetry.jobs]
     (job,) = telemetry.dead
-    assert (job.state, job.queue_ms, job.ended_s_ago) == ("dead", 6000, 0.0)
+    assert (job.state, job.queue_ms, job.ended_s_ago) == ("dead", 5000, 1.0)
     (managed,) = sent(core.say(G, m.Manage(action=m.PURGE)), m.Managed)
     assert managed.count == 0 and managed.problem.startswith("1 not purged: "), "its gateway does not know yet"
     core.say(G, m.Ack(jobs=(key(1),)))
@@ -119,7 +119,7 @@ def test_a_lost_node_and_one_that_left(core: Cluster) -> None:
     core.tick(4)
     departed = {one.name: one for one in told(core).departed}
     assert {name: one.how for name, one in departed.items()} == {"leaves": "left", "lost": "lost"}
-    assert departed["leaves"].gone_s_ago == 4.0 and departed["lost"].gone_s_ago == 0.0
+    assert departed["leaves"].gone_s_ago == 4.0 and departed["lost"].gone_s_ago == 1.0
     core.node(b"c", name="lost")
     telemetry = told(core)
     assert [one.name for one in telemetry.departed] == ["leaves"] and [one.name for one in telemetry.nodes] == ["lost"]
