@@ -115,10 +115,15 @@ def share(nodes: int) -> list[tuple[int, int]]:
     return [(first, last - first) for first, last in itertools.pairwise(edges)]
 
 
-def ratio(cells: Cells, few: int, many: int) -> dict[int, float]:
+def net_us(cell: Cell, idle_ms: float) -> float:
+    """The cost of a job without that of heartbeats and telemetry, which is ``idle_ms`` a second."""
+    return statistics.median((span.cpu_s - span.seconds * idle_ms / 1000) / span.jobs * 1e6 for span in cell.spans)
+
+
+def ratio(costs: dict[tuple[int, int], float], few: int, many: int) -> dict[int, float]:
     """By what is queued: the cost of a job with ``many`` nodes over that with ``few``."""
-    queued = [queued for nodes, queued in cells if nodes == many and (few, queued) in cells]
-    return {one: cells[many, one].cost_us / cells[few, one].cost_us for one in queued}
+    queued = [queued for nodes, queued in costs if nodes == many and (few, queued) in costs]
+    return {one: costs[many, one] / costs[few, one] for one in queued}
 
 
 def lines(cells: Cells) -> dict[str, list[tuple[int, float]]]:
@@ -219,7 +224,8 @@ def measure(nodes: int, queued: list[int], seconds: float, cells: Cells, idle: d
 def main() -> None:
     """Run it and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about two minutes")
+    parser.add_argument("--quick", action="store_true", help="about a minute")
+    parser.add_argument("--rounds", type=int, default=1, help="each with clusters of its own")
     parser.add_argument("--nodes", default=",".join(map(str, NODES)))
     parser.add_argument("--queued", default=",".join(map(str, QUEUED)))
     parser.add_argument("--svg", type=Path, metavar="PATH", help="draw the cost against the number of nodes")
@@ -230,29 +236,35 @@ def main() -> None:
         nodes, queued = [one for one in nodes if one in (2, 10, 1000)], [one for one in queued if one < 100_000]
     cells: Cells = {}
     idle: dict[int, list[float]] = {}
-    for _ in range(1 if arguments.quick else 2):
+    for _ in range(arguments.rounds):
         for count in nodes:
-            measure(count, queued, 3.0 if arguments.quick else 4.0, cells, idle)
-    rows = [("nodes", "queued", "(seen)", "jobs/s", "broker us/job", "core", "idle ms/s", "RSS MiB")]
-    for (count, depth), cell in cells.items():
+            measure(count, queued, 3.0, cells, idle)
+    idle_ms = {count: statistics.median(found) for count, found in idle.items()}
+    costs = {key: cell.cost_us for key, cell in cells.items()}
+    nets = {key: net_us(cell, idle_ms[key[0]]) for key, cell in cells.items()}
+    rows = [("nodes", "queued", "(seen)", "jobs/s", "broker us/job", "without beats", "core", "idle ms/s", "RSS MiB")]
+    for key, cell in cells.items():
         seen = f"{statistics.median(cell.waiting):.0f}" if cell.waiting else "?"
         rows.append((
-            str(count), str(depth), seen, f"{cell.jobs_per_s:.0f}", f"{cell.cost_us:.1f}", f"{cell.core_percent:.0f} %",
-            f"{statistics.median(idle[count]):.1f}", f"{max(cell.rss_mib):.0f}",
+            str(key[0]), str(key[1]), seen, f"{cell.jobs_per_s:.0f}", f"{costs[key]:.1f}", f"{nets[key]:.1f}",
+            f"{cell.core_percent:.0f} %", f"{idle_ms[key[0]]:.1f}", f"{max(cell.rss_mib):.0f}",
         ))  # fmt: skip
-    ratios = ratio(cells, 10, max(nodes)) if max(nodes) > 10 else {}
-    for depth, found in ratios.items():
-        rows.append((f"{max(nodes)}:10", str(depth), "", "", f"x {found:.2f}", "", "", f"limit {LIMIT}"))
+    most = max(nodes)
+    ratios, net_ratios = ratio(costs, 10, most), ratio(nets, 10, most)
+    for depth in ratios if most > 10 else ():
+        row = (f"{most}:10", str(depth), "", "", f"x {ratios[depth]:.2f}", f"x {net_ratios[depth]:.2f}")
+        rows.append((*row, "", "", f"limit {LIMIT}"))
     figures = {
         "cells": [
             {
-                "nodes": count, "queued": depth, "jobs_per_s": round(cell.jobs_per_s),
-                "cost_us": round(cell.cost_us, 1), "idle_ms_per_s": round(statistics.median(idle[count]), 1),
-                "rss_mib": round(max(cell.rss_mib)),
+                "nodes": key[0], "queued": key[1], "jobs_per_s": round(cell.jobs_per_s),
+                "cost_us": round(costs[key], 1), "net_us": round(nets[key], 1),
+                "idle_ms_per_s": round(idle_ms[key[0]], 1), "rss_mib": round(max(cell.rss_mib)),
             }
-            for (count, depth), cell in cells.items()
+            for key, cell in cells.items()
         ],
         "ratios": {str(depth): round(found, 2) for depth, found in ratios.items()},
+        "net_ratios": {str(depth): round(found, 2) for depth, found in net_ratios.items()},
         "quick": arguments.quick,
     }  # fmt: skip
     if arguments.svg is not None:

@@ -32,11 +32,12 @@ def test_each_node_is_in_one_process(nodes: int, processes: int) -> None:
 
 
 def test_the_ratio_is_by_what_is_queued() -> None:
-    cells = {
-        (10, 0): cell((1.0, 100, 0.004)), (1000, 0): cell((1.0, 100, 0.005)), (10, 50): cell((1.0, 100, 0.004)),
-        (1000, 50): cell((1.0, 100, 0.006)), (1000, 70): cell((1.0, 100, 0.006)),
-    }  # fmt: skip
-    assert broker.ratio(cells, 10, 1000) == pytest.approx({0: 1.25, 50: 1.5})
+    costs = {(10, 0): 40.0, (1000, 0): 50.0, (10, 50): 40.0, (1000, 50): 60.0, (1000, 70): 60.0}
+    assert broker.ratio(costs, 10, 1000) == pytest.approx({0: 1.25, 50: 1.5})
+
+
+def test_heartbeats_are_taken_off_by_time_not_by_jobs() -> None:
+    assert broker.net_us(cell((2.0, 1000, 0.3)), 50.0) == pytest.approx(200.0)
 
 
 def test_every_job_is_another() -> None:
