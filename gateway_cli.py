@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
-from dolmetsch import __version__, config
+from dolmetsch import __version__, config, logs
 from dolmetsch.admission import ROUTE
 from dolmetsch.client import INTERACTIVE, Answer, Client
 from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, NoBroker
@@ -328,6 +328,7 @@ async def _interruptible(arguments: argparse.Namespace, broker: Broker) -> int:
 
 def main(argv: list[str]) -> int:
     """Do what the command line says; the exit status."""
+    logs.discreet()
     arguments = _arguments(argv)
     try:
         settings = config.load(arguments.config, os.environ, {"node": {"broker": arguments.broker}})

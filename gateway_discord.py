@@ -16,6 +16,7 @@ import base64
 import binascii
 import logging
 import random
+import re
 import signal
 import sys
 from pathlib import Path
@@ -150,7 +151,8 @@ async def _run(bot: Bot, token: str) -> bool:
 def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What nobody waited for has failed. asyncio's own report would quote the error's message."""
     error = context.get("exception")
-    log.error("%s: %s", context["message"], logs.trace(error) if error else "")
+    what = re.split(r"[\n(<]", context["message"], maxsplit=1)[0].strip()  # the rest is what a callback was called with
+    log.error("%s: %s", what, logs.trace(error) if error else "")
 
 
 def main(argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 
 from bench.cluster import HOUSE, Cluster, free_port
 from dolmetsch import keys
+from gateway_discord import _complain
 from tests.conftest import wait_until
 from tests.test_gate import ECHO, Computer, Owner
 
@@ -50,6 +52,17 @@ def secret_keys(folder: Path) -> list[str]:
     return [pair.secret.decode() for pair in pairs]
 
 
+@contextlib.contextmanager
+def cores_wanted() -> Iterator[None]:
+    """What is started in here may leave a core, for all its parent minds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
 class Scene(NamedTuple):
     """Every program at work, each with its secrets, after some texts."""
 
@@ -62,7 +75,7 @@ class Scene(NamedTuple):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    with Cluster(tmp_path_factory.mktemp("secrets")) as cluster:
+    with Cluster(tmp_path_factory.mktemp("secrets")) as cluster, cores_wanted():
         cluster.environment |= {**TOKENS, "PYTHONFAULTHANDLER": "1", "DISCORD_API": NOWHERE}
         cluster.environment |= {"DOLMETSCH_HTTP_REQUIRE_KEY": "true", "DOLMETSCH_HTTP_DEADLINE_S": "5"}
         owner = Owner(cluster)
@@ -228,12 +241,15 @@ def test_a_crash_is_one_line_without_the_message(where: str) -> None:
     assert TEXT not in ended.stderr and "Brombeer" not in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["broker", "node", "gateway_http", "gateway_discord", "dashboard.__main__"])
+@pytest.mark.parametrize(
+    "module", ["broker", "node", "gateway_cli", "gateway_http", "gateway_discord", "dashboard.__main__"]
+)
 def test_a_bug_in_a_program_says_no_secret(cluster: Cluster, module: str) -> None:
     code = (
         f"import sys, {module}\nmodule = sys.modules[{module!r}]\n"
         "def fail(*arguments, **named): raise ValueError(str((arguments, named)))\n"
-        "module._serve = fail\nsys.exit(module.main([]))\n"
+        "module._serve = module._run = fail\n"
+        f"sys.exit(module.main({[TEXT] if module == 'gateway_cli' else []!r}))\n"
     )
     cluster.environment |= TOKENS
     ended = run(cluster, "-c", code)
@@ -243,15 +259,15 @@ def test_a_bug_in_a_program_says_no_secret(cluster: Cluster, module: str) -> Non
         assert secret not in ended.stdout + ended.stderr
 
 
-@contextlib.contextmanager
-def cores_wanted() -> Iterator[None]:
-    """What is started in here may leave a core, for all its parent minds."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+def test_a_failed_callback_is_told_without_its_arguments(caplog: pytest.LogCaptureFixture) -> None:
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_complain)
+        loop.call_soon(int, TEXT)
+        await asyncio.sleep(0)
+
+    asyncio.run(scene())
+    assert "Exception in callback" in caplog.text and TEXT not in caplog.text
 
 
 def dumps_core(program: subprocess.Popen[bytes]) -> bool:
