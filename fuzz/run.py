@@ -8,19 +8,17 @@ import importlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from fuzz.mutate import mutants
-from fuzz.target import Target, load
+from fuzz.target import Target, load, temporary
 
 KEPT: Final = Path(".fuzz")  # what was found, and the corpus of each target; git does not see it
 RSS_LIMIT_MB: Final = 2048
 INPUT_LIMIT_S: Final = 20  # of one input under a tracer
 GRACE_S: Final = 120.0  # beyond the time asked for: imports, the last input, the report
-FOUND: Final = 77  # libFuzzer's exit status when an input broke the property
 
 
 def keep(name: str, data: bytes, folder: Path) -> Path:
@@ -63,10 +61,10 @@ def guided(name: str, seconds: int, folder: Path = KEPT) -> int:
     In a process of its own: libFuzzer ends without cleaning up.
     """
     home = _home(name, folder)
-    with tempfile.TemporaryDirectory(prefix="dolmetsch-fuzz-") as temporary:
+    with temporary() as place:
         for number, seed in enumerate(load(name).seeds()):
             (home / "corpus" / f"seed-{number}").write_bytes(seed)
-        words = Path(temporary) / "words"
+        words = Path(place) / "words"
         words.write_text("".join(f'"{_escaped(token)}"\n' for token in load(name).tokens))
         arguments = [
             str(home / "corpus"), f"-max_total_time={seconds}", f"-artifact_prefix={home}/", f"-dict={words}",
@@ -75,7 +73,7 @@ def guided(name: str, seconds: int, folder: Path = KEPT) -> int:
         ]  # fmt: skip
         ended = subprocess.run(
             [sys.executable, "-c", f"from fuzz.run import trace; trace({name!r})", *arguments],
-            env=os.environ | {"TMPDIR": temporary},
+            env=os.environ | {"TMPDIR": place},
             timeout=seconds + GRACE_S,
             check=False,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -50,10 +51,14 @@ def load(name: str) -> Target:
     return Target(name, module.__doc__ or "", module.seeds, module.check, module.TOKENS, module.MOST_BYTES)
 
 
-@functools.cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    memory = Path("/dev/shm")  # nothing here needs to outlive a power cut, and every input syncs its files
-    return tempfile.TemporaryDirectory(prefix="dolmetsch-fuzz-", dir=memory if memory.is_dir() else None)
+def temporary() -> tempfile.TemporaryDirectory[str]:
+    """A folder in memory where there is one: nothing here must outlive a power cut, and every input syncs its files."""
+    memory = Path("/dev/shm")
+    chosen = os.environ.get("TMPDIR") or (memory if memory.is_dir() else None)
+    return tempfile.TemporaryDirectory(prefix="dolmetsch-fuzz-", dir=chosen)
+
+
+_scratch = functools.cache(temporary)
 
 
 def scratch() -> Path:
