@@ -6,6 +6,7 @@ Every key is documented here, with its unit, and nowhere else; ``python broker.p
 
 from __future__ import annotations
 
+import io
 import os
 import tomllib
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ ALIASES: Final = {  # names without the prefix: the first two and the last are t
     "STATUS_FILE": "DOLMETSCH_DISCORD_STATUS_FILE",
 }
 PREFIX: Final = "DOLMETSCH_"
+MAX_BYTES: Final = 2**20  # of a configuration file, or of .env
 
 
 class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -257,11 +259,19 @@ def load(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(_text(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # endless numbers and nesting have errors of their own
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path} is longer than {MAX_BYTES} bytes")
+    return data.decode()
 
 
 def _from_environment(environment: Mapping[str, str]) -> Table:
@@ -315,7 +325,7 @@ def environment(path: Path) -> dict[str, str]:
     from dotenv import dotenv_values  # only programs with a secret need it
 
     try:
-        values = dotenv_values(path) if path.exists() else {}
+        values = dotenv_values(stream=io.StringIO(_text(path))) if path.exists() else {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {type(error).__name__}") from error
     return {**{name: value for name, value in values.items() if value is not None}, **os.environ}

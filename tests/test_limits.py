@@ -13,7 +13,7 @@ from zeroconf import IPVersion, ServiceInfo, Zeroconf
 from zeroconf._dns import DNSPointer
 from zeroconf._protocol.outgoing import DNSOutgoing
 
-from dolmetsch import discovery, keys
+from dolmetsch import config, discovery, keys
 from dolmetsch.config import KeysConfig
 from dolmetsch.errors import ConfigError, InputError, KeyFileError, NodeError
 from dolmetsch.keyring import MAX_GRANTS, read_grants
@@ -101,3 +101,10 @@ def test_of_several_brokers_none_is_taken() -> None:
     found = [discovery.Found(f"b{one}", f"tcp://10.0.0.{one}:1", f"tcp://10.0.0.{one}:3", PUBLIC) for one in range(3)]
     with pytest.raises(NodeError, match="say which"):
         discovery.the_broker(found, None)
+
+
+def test_a_configuration_without_an_end() -> None:
+    with pytest.raises(ConfigError, match="longer than"):
+        config.load(Path("/dev/zero"), {}, {})
+    with pytest.raises(ConfigError, match="longer than"):
+        config.environment(Path("/dev/zero"))
