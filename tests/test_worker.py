@@ -281,7 +281,7 @@ import sys
 from dolmetsch import engine, worker
 
 def next_batch(self, *, beside):
-    raise KeyError([outcome.texts for outcome in self._others.values()])
+    if self._others: raise KeyError([outcome.texts for outcome in self._others.values()])
 
 engine.EchoEngine.next_batch = next_batch
 sys.exit(worker.main())
