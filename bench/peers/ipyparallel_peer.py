@@ -1,6 +1,12 @@
-"""ipyparallel: two engines, its fastest scheduler (pure ZeroMQ, in C), one task a text; nothing is kept on disk."""
+"""ipyparallel: two engines, one task a text; nothing is kept on disk.
+
+``hwm=0`` lets the scheduler hand out tasks to busy engines, as its guide says for many short ones. (Its pure ZeroMQ
+scheduler is no faster here, and gives up when it takes an engine for lost.)
+"""
 
 import os
+import signal
+import sys
 
 import driver
 import ipyparallel
@@ -11,10 +17,12 @@ def echo(text):
 
 
 def main():
+    # Controller and engines are in groups of their own: only a driver that ends in order ends them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     cluster = ipyparallel.Cluster(
         n=2,
         profile_dir=os.environ["PEER_FOLDER"],
-        controller_args=["--scheme=pure"],
+        controller_args=["--TaskScheduler.hwm=0"],
         log_level=40,
     )
     with cluster as client:
