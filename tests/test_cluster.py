@@ -7,7 +7,7 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -129,6 +129,29 @@ def test_kill_9_of_a_child_costs_only_its_batch(cluster: Cluster) -> None:
         end.result(90)
     assert_each_exactly_once(cluster, load, len(texts))
     assert cluster.log("one").count("was killed by SIGKILL") == 3
+
+
+def test_a_node_without_a_child_holds_up_nobody(cluster: Cluster) -> None:
+    """It kept its jobs, and was given more, for as long as its child waited for its restart: up to 30 s."""
+    cluster.broker()
+    one = cluster.node("one", "--engine", "echo", "--max-workers", "1")
+    cluster.node("two", "--engine", "echo", "--max-workers", "1")
+    cluster.wait_ready(2, 2)
+
+    def capacity() -> int:
+        return next(node.capacity for node in cluster.status().nodes if node.name == "one")
+
+    with Load(cluster.address) as load:
+        for deaths in range(1, 9):
+            wait_until(lambda: bool(psutil.Process(one.pid).children()) or not capacity(), 20, "a child, or no credit")
+            if not capacity():
+                break
+            with suppress(IndexError, psutil.NoSuchProcess):
+                psutil.Process(one.pid).children()[0].kill()
+            wait_until(lambda count=deaths: cluster.log("one").count("SIGKILL") >= count, 10, "it is missed")
+        assert capacity() == 0
+        assert load.until_answered(load.jobs([f"Guten Abend {n}." for n in range(20)]), 20) < 2.0
+    wait_until(lambda: capacity() > 0, 40, "it takes part again")
 
 
 def test_a_stopped_node_is_given_up_and_takes_part_again(cluster: Cluster) -> None:

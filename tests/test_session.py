@@ -158,6 +158,7 @@ def test_capacity_stays_in_its_bounds() -> None:
     assert capacity(4, 0.0, hot=False) == capacity(4, 0.1, hot=False) == 4 * se.MIN_CREDIT
     assert capacity(4, 1e6, hot=False) == m.MAX_CAPACITY
     assert capacity(1, 0.1, hot=True) >= 1
+    assert capacity(0, 1e6, hot=False) == 0
 
 
 def test_a_restarted_broker_is_shown_everything_and_told_the_outcomes_again(node: Node) -> None:
