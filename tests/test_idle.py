@@ -269,7 +269,12 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Computers]:
         made.broker()
         made.address = f"tcp://broker.test:{PORT}"
         made.node("one", "--engine", "echo", "--max-workers", "1")
-        made.start("http", "gateway_http.py", "--broker", made.address, "--listen", URL.removeprefix("http://"))
+        often = made.folder / "often.toml"
+        often.write_text("[http]\nper_minute = 0\n")  # a test that waits asks many times a second
+        made.start(
+            "http", "gateway_http.py", "--broker", made.address, "--listen", URL.removeprefix("http://"),
+            "--config", str(often),
+        )  # fmt: skip
         wait_until(lambda: translates(made), 30.0, "a translation")
         yield made
 
