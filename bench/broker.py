@@ -5,7 +5,7 @@
 
 The broker is the real one, with its ledger on disk. The nodes are simulated (``bench/crowd.py``): real sessions over
 real sockets, which echo at once. Each says that it does its share of 20 000 jobs/s, and so asks for a second of that
-or 320 jobs, as real nodes do. One gateway keeps 8192 jobs on their way, and submits new ones for those that are
+or 368 jobs, as real nodes do. One gateway keeps 8192 jobs on their way, and submits new ones for those that are
 answered.
 
 Behind nodes that echo at once no queue can stand. So what is queued needs a route whose only node has no credit: jobs

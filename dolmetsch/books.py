@@ -20,7 +20,7 @@ from dolmetsch.effects import Effect, Op, Persist, Record, Send
 from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, Outcome, State
 from dolmetsch.lanes import Lanes
-from dolmetsch.messages import HeldLease, JobSpec, Message, Report, Revoke
+from dolmetsch.messages import BULK, INTERACTIVE, HeldLease, JobSpec, Message, Report, Revoke
 from dolmetsch.roster import Gateway, Node, Roster
 from dolmetsch.settled import SettledIds
 from dolmetsch.timers import Timers
@@ -368,7 +368,12 @@ class Books:
                 job.node == node.name for node in self.roster.nodes.values() for job in node.leases.values()
             ),
             "a node knows how much it holds": all(
-                node.leased_chars == sum(job.chars for job in node.leases.values())
+                (node.ahead(BULK), node.ahead(INTERACTIVE), node.bulk_leases)
+                == (
+                    sum(job.chars for job in node.leases.values()),
+                    sum(job.chars for job in node.leases.values() if job.lane == INTERACTIVE),
+                    sum(job.lane == BULK for job in node.leases.values()),
+                )
                 for node in self.roster.nodes.values()
             ),
             "an ended job is owed to its gateway once": sorted(owed) == sorted(ended - told),

@@ -136,11 +136,11 @@ class Lanes:
         """Count out a job that has just left QUEUED other than by ``pop``."""
         self._queues[job.lane][job.route].discard(job)
 
-    def pop(self, routes: Set[str], now: float) -> Job | None:
-        """The next job among those that need one of ``routes``."""
-        bulk_first = bool(self._queues[INTERACTIVE]) and self._bulk_due(routes, now)
+    def pop(self, routes: tuple[Set[str], Set[str]], now: float) -> Job | None:
+        """The next job among those that need one of ``routes``, which are open to each lane."""
+        bulk_first = bool(self._queues[INTERACTIVE]) and self._bulk_due(routes[BULK], now)
         for lane in (BULK, INTERACTIVE) if bulk_first else (INTERACTIVE, BULK):
-            job = self._pop_lane(lane, routes)
+            job = self._pop_lane(lane, routes[lane])
             if job is not None:
                 self._interactive_chars = 0 if lane == BULK else self._interactive_chars + job.chars
                 return job
@@ -173,9 +173,14 @@ class Lanes:
         """Whether anything waits; after a job was counted out perhaps wrongly, until the next ``pop``."""
         return bool(self._queues[INTERACTIVE] or self._queues[BULK])
 
-    def waiting_for(self, routes: Set[str]) -> int:
-        """Jobs waiting that need one of ``routes``."""
-        return sum(queue.jobs for queues in self._queues for route, queue in queues.items() if route in routes)
+    def waiting_for(self, routes: tuple[Set[str], Set[str]]) -> int:
+        """Jobs waiting that need one of ``routes``, which are open to each lane."""
+        return sum(
+            queue.jobs
+            for queues, wanted in zip(self._queues, routes, strict=True)
+            for route, queue in queues.items()
+            if route in wanted
+        )
 
     def count(self, lane: int) -> int:
         """Jobs waiting in ``lane``."""

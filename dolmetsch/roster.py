@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job
-from dolmetsch.messages import Heartbeat
+from dolmetsch.messages import BULK, INTERACTIVE, Heartbeat
 from dolmetsch.reports import NO_TEMPERATURE_C, NOTHING_KNOWN, About, NodeReport, NodeStatus, Route
 
 MAX_PEERS: Final = 1024  # nodes, and gateways, each: a LAN has tens
@@ -23,8 +23,12 @@ ASSUMED_CHARS_PER_S: Final = 1000.0  # a Pi core, roughly: until the first node 
 NEWCOMER: Final = 1.1  # times as fast as the fastest
 BANDS: Final = 8  # to each doubling of speed: nodes less than a tenth apart count as equally fast
 MOMENT_S: Final = 0.01  # nobody notices whether a node has so much more work in hand than another
+PEOPLES_PART: Final = 8  # bulk leaves an eighth of a node's credit to people: they do not wait until some of it is done
 PORTION_S: Final = 0.25  # of its work that a node is given in one go while others may be idle
 STALE: Final = 64  # places of a band that may be out of date, beside as many as it has nodes
+
+
+OpenRoutes = tuple[set[str], set[str]]  # for a job of the INTERACTIVE lane, and of the BULK lane
 
 
 class Node:
@@ -41,6 +45,8 @@ class Node:
         self.capacity = capacity
         self.leases: dict[bytes, Job] = {}
         self.leased_chars = 0
+        self.urgent_chars = 0  # of them, those of people
+        self.bulk_leases = 0
         self.chars_per_s = ASSUMED_CHARS_PER_S
         self.engine = engine
         self.about = about
@@ -58,21 +64,37 @@ class Node:
         """How many more jobs the node wants now."""
         return 0 if self.draining else self.capacity - len(self.leases)
 
-    def finish_s(self, chars: int) -> float:
-        """Estimated seconds until ``chars`` more characters would be done here."""
-        return (self.leased_chars + chars) / self.chars_per_s
+    def room(self, lane: int) -> int:
+        """How many more jobs of ``lane`` the node may be given now."""
+        if lane == INTERACTIVE:
+            return self.credit
+        return min(self.credit, self.capacity - self.capacity // PEOPLES_PART - self.bulk_leases)
+
+    def ahead(self, lane: int) -> int:
+        """Characters that are done here before another job of ``lane``: people do not wait for bulk."""
+        return self.urgent_chars if lane == INTERACTIVE else self.leased_chars
+
+    def finish_s(self, job: Job) -> float:
+        """Estimated seconds until ``job`` too would be done here."""
+        return (self.ahead(job.lane) + job.chars) / self.chars_per_s
 
     def lend(self, job: Job) -> None:
         """Note that ``job`` is leased to this node."""
         self.leases[job.id] = job
-        self.leased_chars += job.chars
-        self.moved[self] = None
+        self._count(job, 1)
 
     def release(self, job: Job) -> None:
         """Note that ``job`` is no longer leased to this node."""
         if self.leases.pop(job.id, None) is not None:
-            self.leased_chars -= job.chars
-            self.moved[self] = None
+            self._count(job, -1)
+
+    def _count(self, job: Job, sign: int) -> None:
+        self.leased_chars += sign * job.chars
+        if job.lane == INTERACTIVE:
+            self.urgent_chars += sign * job.chars
+        else:
+            self.bulk_leases += sign
+        self.moved[self] = None
 
     @property
     def state(self) -> str:
@@ -151,7 +173,7 @@ class Gateway:
 class _Place(NamedTuple):
     """Where a node stands among those as fast; out of date once the node has another number."""
 
-    leased_chars: int
+    ahead: int
     number: int
     node: Node
 
@@ -163,24 +185,26 @@ class Band:
         self.key = key
         self.routes = key[0]
         self.nodes = 0
-        self._places: list[_Place] = []  # a heap of those with credit
+        self._places: tuple[list[_Place], ...] = ([], [])  # for each lane a heap of those with room for it
 
     def add(self, node: Node) -> None:
-        """``node``, with its latest number, takes its place."""
-        if len(self._places) > STALE + 2 * self.nodes:
-            self._places = [place for place in self._places if place.node.place == place.number]
-            heapq.heapify(self._places)
-        heapq.heappush(self._places, _Place(node.leased_chars, node.place, node))
+        """``node``, with its latest number, takes its places."""
+        for lane, places in enumerate(self._places):
+            if len(places) > STALE + 2 * self.nodes:
+                places[:] = [place for place in places if place.node.place == place.number]
+                heapq.heapify(places)
+            if node.room(lane) > 0:
+                heapq.heappush(places, _Place(node.ahead(lane), node.place, node))
 
-    def first(self, but: str | None = None) -> Node | None:
-        """The node with the least in hand; rather not the one called ``but``."""
-        places = self._places
+    def first(self, lane: int, but: str | None = None) -> Node | None:
+        """The node with the least before a job of ``lane``; rather not the one called ``but``."""
+        places = self._places[lane]
         while places and places[0].node.place != places[0].number:
             heapq.heappop(places)
         if not places or places[0].node.name != but:
             return places[0].node if places else None
         unwanted = heapq.heappop(places)
-        second = self.first()
+        second = self.first(lane)
         heapq.heappush(places, unwanted)
         return second or unwanted.node
 
@@ -199,6 +223,8 @@ class Portion:
         """Whether ``job`` is of this portion too; it is counted then. A long one has its node chosen for itself."""
         room = (self._most if self._jobs > 0 else self._least) - self._chars
         if job.chars > room or job.route not in self.node.routes or (job.attempt and job.node == self.node.name):
+            return False
+        if self.node.room(job.lane) <= 0:
             return False
         self._jobs -= 1
         self._chars += job.chars
@@ -284,26 +310,29 @@ class Roster:
 
     # ---- the next job's node ----
 
-    def open_routes(self) -> set[str]:
-        """The routes that nodes with credit offer."""
+    def open_routes(self) -> OpenRoutes:
+        """The routes that nodes with room for another job offer, by lane."""
         self._take_places()
-        return set[str]().union(*[band.routes for band in self._bands.values() if band.first() is not None])
+        return self._open(INTERACTIVE), self._open(BULK)
+
+    def _open(self, lane: int) -> set[str]:
+        return set[str]().union(*[band.routes for band in self._bands.values() if band.first(lane) is not None])
 
     def earliest(self, job: Job) -> Node:
-        """Of the nodes with credit that know the route, the one with the earliest estimated finish.
+        """Of the nodes with room that know the route, the one with the earliest estimated finish.
 
         A job that came back rather goes to another node than the one it came from. Raises ``LocalError`` when the
-        route is not among ``open_routes``.
+        route is not among ``open_routes`` of the job's lane.
         """
         self._take_places()
         came_from = job.node if job.attempt else None
-        able = [band.first(came_from) for band in self._bands.values() if job.route in band.routes]
+        able = [band.first(job.lane, came_from) for band in self._bands.values() if job.route in band.routes]
         found = [node for node in able if node is not None]
         if came_from is not None:
             found = [node for node in found if node.name != came_from] or found
         if not found:
-            raise LocalError(f"no node has credit for {job.route}\n{job.tell()}")
-        return min(found, key=lambda node: node.finish_s(job.chars))
+            raise LocalError(f"no node has room for {job.route}\n{job.tell()}")
+        return min(found, key=lambda node: node.finish_s(job))
 
     def _take_places(self) -> None:
         """Each node that was given or rid of something since the last call, or has changed, takes its new place."""

@@ -82,7 +82,7 @@ from dolmetsch.messages import (
     text_bytes,
 )  # fmt: skip
 from dolmetsch.reports import Route
-from dolmetsch.roster import MAX_PEERS, Gateway, Node, Portion
+from dolmetsch.roster import MAX_PEERS, Gateway, Node, OpenRoutes, Portion
 from dolmetsch.views import Views, offers
 
 CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is seen at most this much late
@@ -508,14 +508,14 @@ class Scheduler:
         leases: dict[bytes, list[Job]] = {}
         while self.books.lanes.waiting:
             routes = self._roster.open_routes()
-            if not routes or not self._dispatch_until_full(routes, leases, now):
+            if not any(routes) or not self._dispatch_until_full(routes, leases, now):
                 break
         for peer, jobs in leases.items():
             for part in batches([_leased_job(job) for job in jobs], weigh=_lease_bytes):
                 self.books.send(peer, Lease(jobs=part))
 
-    def _dispatch_until_full(self, routes: set[str], leases: dict[bytes, list[Job]], now: float) -> bool:
-        """Lease until a node has no credit left (True), or nothing waits for ``routes``, which are open (False).
+    def _dispatch_until_full(self, routes: OpenRoutes, leases: dict[bytes, list[Job]], now: float) -> bool:
+        """Lease until a node has no room left (True), or nothing waits for ``routes``, which are open (False).
 
         The earliest node gets a portion. With few nodes that is one job, or what takes it no time to speak of; with
         hundreds it is more, as a message for each job would cost more than the jobs.
@@ -530,7 +530,7 @@ class Scheduler:
             job.attempt += 1
             self.books.lease(job, node, now, "leased to")
             leases.setdefault(node.peer, []).append(job)
-            if node.credit <= 0:
+            if node.room(job.lane) <= 0:
                 return True
         return False
 

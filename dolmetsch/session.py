@@ -51,7 +51,7 @@ from dolmetsch.reports import NO_TEMPERATURE_C, NOTHING_KNOWN, About, ChildStatu
 
 RESEND_S: Final = 2.0
 PREFETCH_S: Final = 1.0  # work in hand: children never wait for the network, idle nodes are not starved for long
-MIN_CREDIT: Final = 320  # jobs for each worker there may be: more than its window, or the pool never sees a backlog
+MIN_CREDIT: Final = 368  # jobs for each worker there may be; bulk's part is more than a window, or the pool never grows
 GATHER_S: Final = 0.2  # a busy node gathers bulk outcomes this long: each message wakes the broker, and it a disk
 GATHER_JOBS: Final = 256  # ... or until there are so many; and it is busy when it works on more than that
 HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here

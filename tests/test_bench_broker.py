@@ -10,6 +10,7 @@ import pytest
 from bench import broker, peers, plot
 from bench.cluster import Cluster
 from bench.load import Load
+from dolmetsch import session
 
 
 def cell(*spans: tuple[float, int, float]) -> broker.Cell:
@@ -86,7 +87,7 @@ def test_a_crowd_works_as_nodes_do() -> None:
         cluster.start("crowd", "-m", "bench.crowd", cluster.address, "de→en", "0", "70", "100")
         cluster.start("away", "-m", "bench.crowd", cluster.address, "en→de", "70", "1", "0")
         status = cluster.wait_ready(71)
-        assert {node.capacity for node in status.nodes if node.routes == ("de→en",)} == {320}
+        assert {node.capacity for node in status.nodes if node.routes == ("de→en",)} == {session.MIN_CREDIT}
         with Load(cluster.address, window=1000) as load:
             load.post(broker.specs("en→de"), 30)
             jobs = 2000

@@ -35,9 +35,9 @@ def beat(capacity: int = 4, chars_per_s: float = 1000.0, *, draining: bool = Fal
     )  # fmt: skip
 
 
-def job(number: int, chars: int = 50, route: str = "de→en") -> Job:
+def job(number: int, chars: int = 50, route: str = "de→en", lane: int = m.INTERACTIVE) -> Job:
     return Job(
-        seq=number, job_id=number.to_bytes(16, "big"), gateway="g", tenant="t", lane=0, route=route,
+        seq=number, job_id=number.to_bytes(16, "big"), gateway="g", tenant="t", lane=lane, route=route,
         texts=("x" * chars,), reply_to=b"", deadline=60.0, now=0.0,
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def test_the_kept_queues_choose_as_a_look_at_every_node_would() -> None:
         known = list(roster.nodes.values())
         match rng.randrange(8):
             case 0 if len(known) < 30:
-                roster.add_node(node(step, rng.choice(ROUTES), rng.randrange(4)))
+                roster.add_node(node(step, rng.choice(ROUTES), rng.randrange(12)))
             case 1 if len(known) > 10:
                 gone = rng.choice(known)
                 roster.remove_node(gone)
@@ -58,18 +58,20 @@ def test_the_kept_queues_choose_as_a_look_at_every_node_would() -> None:
                 held = [(one, lent) for one, lent in held if one is not gone]
             case 2 if known:
                 speed = rng.choice((0.0, 1.0, 900.0, 1000.0, 4000.0, 1e9))
-                roster.heard(rng.choice(known), beat(rng.randrange(6), speed, draining=rng.random() < 0.1))
+                roster.heard(rng.choice(known), beat(rng.randrange(12), speed, draining=rng.random() < 0.1))
             case 3 if held:
                 one, done = held.pop(rng.randrange(len(held)))
                 one.release(done)
             case _:
-                wanted = job(step, rng.randrange(1, 3000), rng.choice(("de→en", "fr→en", "en→de")))
+                lane = rng.choice((m.INTERACTIVE, m.BULK))
+                wanted = job(step, rng.randrange(1, 3000), rng.choice(("de→en", "fr→en", "en→de")), lane)
                 if known and rng.random() < 0.3:  # it has come back
                     wanted.attempt, wanted.node = 1, rng.choice(known).name
-                able = [one for one in known if one.credit > 0 and wanted.route in one.routes]
-                assert roster.open_routes() == {route for one in known if one.credit > 0 for route in one.routes}
+                able = [one for one in known if one.room(lane) > 0 and wanted.route in one.routes]
+                open_to_lane = {route for one in known if one.room(lane) > 0 for route in one.routes}
+                assert roster.open_routes()[lane] == open_to_lane
                 if not able:
-                    with pytest.raises(LocalError, match="no node has credit"):
+                    with pytest.raises(LocalError, match="no node has room"):
                         roster.earliest(wanted)
                     continue
                 others = able
@@ -77,8 +79,8 @@ def test_the_kept_queues_choose_as_a_look_at_every_node_would() -> None:
                     others = [one for one in able if one.name != wanted.node] or able
                 chosen = roster.earliest(wanted)
                 assert chosen in others
-                best = min(one.finish_s(wanted.chars) for one in others)
-                assert chosen.finish_s(wanted.chars) <= best * BAND
+                best = min(one.finish_s(wanted) for one in others)
+                assert chosen.finish_s(wanted) <= best * BAND
                 chosen.lend(wanted)
                 held.append((chosen, wanted))
 
@@ -91,7 +93,7 @@ def test_nodes_leave_nothing_behind() -> None:
         roster.heard(one, beat(chars_per_s=1.5**number % 1e8 + 1))
         roster.open_routes()
         roster.remove_node(one)
-    assert roster.open_routes() == set()
+    assert roster.open_routes() == (set(), set())
     assert (roster.nodes, roster.routes(), roster._bands, roster._moved) == ({}, {}, {}, {})
 
 
@@ -106,7 +108,34 @@ def test_places_out_of_date_are_swept() -> None:
         if number % 2:
             chosen.release(given)
     (band,) = roster._bands.values()
-    assert len(band._places) <= STALE + 2 * 3 + 1
+    assert max(map(len, band._places)) <= STALE + 2 * 3 + 1
+
+
+def test_bulk_leaves_room_for_people_and_people_may_take_it_all() -> None:
+    bulk, people = node(1, capacity=16), node(2, capacity=16)
+    for number in range(14):
+        assert bulk.room(m.BULK) > 0
+        bulk.lend(job(number, lane=m.BULK))
+    assert (bulk.room(m.BULK), bulk.room(m.INTERACTIVE)) == (0, 2)
+    for number in range(16):
+        assert people.room(m.INTERACTIVE) > 0
+        people.lend(job(number))
+    assert (people.room(m.BULK), people.room(m.INTERACTIVE)) == (0, 0)
+    people.release(job(3))
+    assert (people.room(m.BULK), people.room(m.INTERACTIVE)) == (1, 1)  # whose turn it is the lanes say
+
+
+def test_people_are_not_sent_to_a_slow_node_because_the_fast_one_has_bulk() -> None:
+    roster, fast, slow = Roster(), node(1, capacity=40), node(2, capacity=40)
+    for one, speed in ((fast, 4000.0), (slow, 500.0)):
+        roster.add_node(one)
+        roster.heard(one, beat(40, speed))
+    fast.lend(job(1, 8000, lane=m.BULK))
+    assert roster.earliest(job(2)) is fast
+    assert roster.earliest(job(2, lane=m.BULK)) is slow
+    for number in range(3, 23):
+        fast.lend(job(number))
+    assert roster.earliest(job(23)) is slow  # 1000 characters of other people do count
 
 
 def test_equal_nodes_take_turns() -> None:

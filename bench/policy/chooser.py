@@ -20,7 +20,7 @@ CONFIG: Final = SchedulerConfig(cache_bytes=0, max_jobs=10_000_000, max_bytes=1 
 
 
 class ChoosingRoster(Roster):
-    """The roster, with another choice among the nodes that have credit for a job."""
+    """The roster, with another choice among the nodes that have room for a job."""
 
     def __init__(self, choose: Choose) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ChoosingRoster(Roster):
 
     def earliest(self, job: Job) -> Node:
         """The chosen node; as in the roster, a job that came back rather goes elsewhere than where it came from."""
-        able = [node for node in self.nodes.values() if node.credit > 0 and job.route in node.routes]
+        able = [node for node in self.nodes.values() if node.room(job.lane) > 0 and job.route in node.routes]
         if job.attempt:
             able = [node for node in able if node.name != job.node] or able
         return self._choose(able, job)
