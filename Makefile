@@ -4,7 +4,7 @@ export BIND
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev lock run node test test-deploy test-chaos simulate check bench screenshots model clean
+.PHONY: help env dev lock run node test test-deploy test-chaos test-aarch64 simulate check bench screenshots model clean
 .PHONY: env-deploy deploy add-node upgrade rollback rotate-keys status reset wheelhouse
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test                       the whole test suite"
 	@echo "make test-deploy                deployment on real systemd hosts (containers); needs root"
 	@echo "make test-chaos                 real programs, killed, stopped and cut off at random for ten minutes; needs root"
+	@echo "make test-aarch64               what is committed, installed and run on an emulated Pi's processor; needs root and qemu"
 	@echo "make simulate                   ten thousand worlds in virtual time, each decided by one number"
 	@echo "make check                      ruff, mypy, bandit, who imports whom, licences, and known flaws in packages"
 	@echo "make lock                       the requirements.txt anew from the requirements.in; ARGS=--upgrade for newer ones"
@@ -87,6 +88,10 @@ test-deploy: dev env-deploy
 # Real processes in network namespaces, with kills, full disks, cut links; CHAOS_MINUTES=60 for more.
 test-chaos: dev
 	@$(BIN)/python -m pytest -q tests/chaos
+
+# Debian for aarch64 under qemu, made once; AARCH64_SUITES=bookworm,trixie for Python 3.13 too.
+test-aarch64: dev
+	@$(BIN)/python -m pytest -q tests/aarch64
 
 check: dev
 	@$(BIN)/ruff check .
