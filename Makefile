@@ -4,7 +4,7 @@ export BIND
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev lock run node test test-deploy test-chaos test-aarch64 simulate check bench screenshots model clean
+.PHONY: help env dev lock run node test test-deploy test-chaos test-aarch64 simulate check bench bench-all screenshots model clean
 .PHONY: env-deploy deploy add-node upgrade rollback rotate-keys status reset wheelhouse
 
 help:
@@ -19,7 +19,8 @@ help:
 	@echo "make simulate                   ten thousand worlds in virtual time, each decided by one number"
 	@echo "make check                      ruff, mypy, bandit, who imports whom, licences, and known flaws in packages"
 	@echo "make lock                       the requirements.txt anew from the requirements.in; ARGS=--upgrade for newer ones"
-	@echo "make bench                      throughput, overhead and the gateways, with their limits and peers"
+	@echo "make bench                      what this board does, as one table to share: two minutes"
+	@echo "make bench-all                  throughput, cold start, overhead and the gateways, with their limits and peers"
 	@echo "make screenshots                the pictures of the dashboard in docs/images/; needs chromium"
 
 env: .venv/installed
@@ -102,7 +103,11 @@ check: dev
 	@$(BIN)/python -m tests.supply audit
 
 bench: env
+	@$(BIN)/python bench/pi.py
+
+bench-all: env
 	@$(BIN)/python bench/throughput.py
+	@$(BIN)/python bench/coldstart.py
 	@$(BIN)/python bench/overhead.py
 	@$(BIN)/python bench/reactions.py
 	@$(BIN)/python bench/http.py

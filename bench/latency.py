@@ -138,7 +138,8 @@ def _bulk(address: str, per_s: float | None, pipe: Connection) -> None:
         if isinstance(load, Stream):
             load.play(takewhile(lambda _: going(), poisson(per_s or 0.0, BULK_S, random.Random(2))), texts, BULK_S)
         else:
-            load.until_answered(load.jobs(takewhile(lambda _: going(), texts)), BULK_S)
+            specs = (spec for text in texts for spec in load.jobs((text,)))
+            load.until_answered(takewhile(lambda _: going(), specs), BULK_S)
         pipe.send(rates[0])
 
 
@@ -164,7 +165,8 @@ def people(address: str, per_s: float, for_s: float, seed: int) -> list[float]:
     """Interactive jobs, so many a second; how long each took, in ms."""
     texts = sentences()
     random.Random(seed).shuffle(texts)
-    with Stream(address, lane=INTERACTIVE) as load:
+    load = Stream(address, lane=INTERACTIVE)
+    with load:
         load.play(poisson(per_s, for_s, random.Random(seed)), cycle(texts), for_s + END_S)
     return [1000 * seconds for seconds in load.took_s]
 
@@ -205,7 +207,7 @@ async def idle(cluster: Cluster, count: int) -> tuple[list[float], list[JobRepor
     port = SubPort(context, telemetry_address(cluster.address))
     try:
         async with Stage(cluster, cluster.folder) as stage:
-            await stage.start_bot(**{f"DOLMETSCH_DISCORD_{name}_LIMIT": "100000" for name in LIMITS})
+            await stage.start_bot(ready=True, **{f"DOLMETSCH_DISCORD_{name}_LIMIT": "100000" for name in LIMITS})
             crowd = Crowd(stage, texts, 1)
             for _ in range(10):
                 await crowd.react(1)

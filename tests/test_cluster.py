@@ -210,7 +210,7 @@ def test_memory_of_a_child(cluster: Cluster) -> None:
     cluster.broker()
     node = cluster.node("one", *ONE_WORKER)
     cluster.wait_ready(1, 1)
-    texts = sentences()[:1000]
+    texts = sentences()[:300]
     with Load(cluster.address) as load:
         load.run(load.jobs([*texts, "\n".join(texts[:200])]))
     (child,) = psutil.Process(node.pid).children()
