@@ -61,6 +61,7 @@ LIMIT: Final = "CTranslate2 alone, threads"  # the row that the others are divid
 NEAR_LIMIT: Final = 0.95
 TIMES_USUAL: Final = 40.0  # argostranslate at its defaults
 TIMES_BEST: Final = 5.0
+SCORE_S: Final = 120.0
 SCORE: Final = """
 import json, sys
 from sacrebleu.metrics import BLEU, CHRF
@@ -201,9 +202,19 @@ def cluster_rows(name: str, texts: list[str], cores: Sequence[int], rounds: int)
         yield row
 
 
-def scores(rows: Sequence[Row], validation: Path, argos: Path, cores: Sequence[int]) -> None:
+def read_pairs(path: str) -> list[list[str]]:
+    """Sources with their references. Raises ``ArgumentTypeError``."""
+    try:
+        pairs = [line.split("\t") for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error}") from error
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{path}: each line is to be a source, a TAB and its reference")
+    return pairs
+
+
+def scores(rows: Sequence[Row], pairs: list[list[str]], argos: Path, cores: Sequence[int]) -> None:
     """BLEU and chrF2 of each row of our own that differs in what it says; ``argos`` has sacrebleu."""
-    pairs = [line.split("\t") for line in validation.read_text(encoding="utf-8").splitlines()]
     known: dict[tuple[Any, ...], tuple[float, float]] = {}
     for row in rows:
         if row.spec.get("kind") not in ("limit", "engine"):
@@ -214,7 +225,8 @@ def scores(rows: Sequence[Row], validation: Path, argos: Path, cores: Sequence[i
             with contextlib.closing(asked) as processes:
                 processes.run()
                 said = json.dumps([processes.texts(), [pair[1] for pair in pairs]])
-            done = subprocess.run([argos, "-c", SCORE], input=said, capture_output=True, text=True, check=True)
+            command = [argos, "-c", SCORE]
+            done = subprocess.run(command, input=said, capture_output=True, text=True, check=True, timeout=SCORE_S)
             bleu, chrf = json.loads(done.stdout)
             known[key] = (bleu, chrf)
         row.score = known[key]
@@ -296,7 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a fifth of the texts, 3 rounds: some five minutes")
     parser.add_argument("--only", choices=("engines", "settings"), help="one of the two parts")
-    parser.add_argument("--validation", type=Path, metavar="FILE", help="source TAB reference, a line each")
+    parser.add_argument("--validation", type=read_pairs, metavar="FILE", help="source TAB reference, a line each")
     parser.add_argument("--cores", default=",".join(map(str, sorted(os.sched_getaffinity(0)))), help="for example 0,1")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="where to draw the speed by the size of a batch")
     arguments = parser.parse_args()

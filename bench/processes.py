@@ -102,7 +102,7 @@ class Processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 program.wait(END_S)
             program.kill()
-            program.wait()
+            program.wait(END_S)
             assert program.stdout is not None
             program.stdout.close()
 

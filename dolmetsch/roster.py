@@ -27,7 +27,6 @@ PEOPLES_PART: Final = 8  # bulk leaves an eighth of a node's credit to people: t
 PORTION_S: Final = 0.25  # of its work that a node is given in one go while others may be idle
 STALE: Final = 64  # places of a band that may be out of date, beside as many as it has nodes
 
-
 OpenRoutes = tuple[set[str], set[str]]  # for a job of the INTERACTIVE lane, and of the BULK lane
 
 
@@ -222,9 +221,9 @@ class Portion:
     def takes(self, job: Job) -> bool:
         """Whether ``job`` is of this portion too; it is counted then. A long one has its node chosen for itself."""
         room = (self._most if self._jobs > 0 else self._least) - self._chars
-        if job.chars > room or job.route not in self.node.routes or (job.attempt and job.node == self.node.name):
+        if job.chars > room or self.node.room(job.lane) <= 0:
             return False
-        if self.node.room(job.lane) <= 0:
+        if job.route not in self.node.routes or (job.attempt and job.node == self.node.name):
             return False
         self._jobs -= 1
         self._chars += job.chars

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import pytest
 
@@ -25,6 +29,18 @@ def echo(cluster: Cluster) -> Cluster:
     cluster.node("one", "--engine", "echo", "--max-workers", "1")
     cluster.wait_ready(1, 1)
     return cluster
+
+
+@contextmanager
+def sigterm_cleans_up() -> Iterator[None]:
+    """Within it a SIGTERM ends the tests as Ctrl-C does: what they made outside this process is taken down."""
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(f"signal {number}")
+
+    before = signal.signal(signal.SIGTERM, end)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def wait_until(true: Callable[[], bool], within_s: float, what: str) -> float:

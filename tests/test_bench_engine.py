@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -54,6 +55,16 @@ def test_targets_are_met_or_not() -> None:
     }  # fmt: skip
     assert [line[-1] for line in engine.targets({"s": found})] == ["met", "yes", "yes", "no"]
     assert engine.ratios(rows[:1], "s") == {}
+
+
+def test_pairs_are_read_before_anything_is_measured(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.tsv"
+    file.write_text("Hallo\tHello\nJa\tYes\n")
+    assert engine.read_pairs(str(file)) == [["Hallo", "Hello"], ["Ja", "Yes"]]
+    file.write_text("Hallo\n")
+    for path in (file, tmp_path / "away.tsv"):
+        with pytest.raises(argparse.ArgumentTypeError, match=path.name):
+            engine.read_pairs(str(path))
 
 
 def test_a_board_tells_its_power_by_rails(tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_bulk_leaves_room_for_people_and_people_may_take_it_all() -> None:
     assert (people.room(m.BULK), people.room(m.INTERACTIVE)) == (1, 1)  # whose turn it is the lanes say
 
 
+def test_a_portion_that_people_began_gives_bulk_no_room_that_is_theirs() -> None:
+    roster, one = Roster(), node(1, capacity=16)
+    roster.add_node(one)
+    for number in range(14):
+        one.lend(job(number, 1, lane=m.BULK))
+    portion = Portion(one, 9, job(20, 1))
+    assert not portion.takes(job(21, 1, lane=m.BULK))
+    assert portion.takes(job(22, 1))
+
+
 def test_people_are_not_sent_to_a_slow_node_because_the_fast_one_has_bulk() -> None:
     roster, fast, slow = Roster(), node(1, capacity=40), node(2, capacity=40)
     for one, speed in ((fast, 4000.0), (slow, 500.0)):

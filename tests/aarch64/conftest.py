@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from types import FrameType
-from typing import NoReturn
 
 import pytest
 
 from tests.aarch64.emulated import missing
+from tests.conftest import sigterm_cleans_up
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,10 +16,5 @@ def able() -> Iterator[None]:
     lacking = missing()
     if lacking:
         pytest.skip(lacking)
-
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(f"signal {number}")
-
-    before = signal.signal(signal.SIGTERM, end)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    with sigterm_cleans_up():
+        yield

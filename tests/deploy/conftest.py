@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator, Iterator
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 import pytest
 
+from tests.conftest import sigterm_cleans_up
 from tests.deploy.hosts import Hosts, missing
 from tests.deploy.playbooks import ansible
 from tests.deploy.site import Site
@@ -66,13 +65,8 @@ def able() -> Iterator[None]:
     lacking = missing()
     if lacking:
         pytest.skip(lacking)
-
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(f"signal {number}")
-
-    before = signal.signal(signal.SIGTERM, end)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    with sigterm_cleans_up():
+        yield
 
 
 @pytest.fixture(scope="module")
