@@ -25,7 +25,7 @@ from dolmetsch import __version__, config, logs
 from dolmetsch.admission import ROUTE
 from dolmetsch.client import INTERACTIVE, Answer, Client
 from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, NoBroker
-from dolmetsch.lines import Line, LineRun, Order, Progress, check_input, file_lines, pipe_lines
+from dolmetsch.lines import Line, LineRun, Order, Pack, Progress, check_input, file_packs, pipe_packs
 from dolmetsch.messages import DRAIN, MAX_TEXT_CHARS, REQUEUE, RESUME, Status
 from dolmetsch.transport import Broker, broker_of
 
@@ -152,11 +152,12 @@ async def _many_lines(
     client: Client,
     order: Order,
     output: _Output,
-    lines: AsyncIterator[tuple[int, str]],
+    packs: AsyncIterator[Pack],
     early: dict[bytes, Answer] | None = None,
+    after: int = 0,
 ) -> int:
     try:
-        await LineRun(client, order, output.write, {} if early is None else early).run(lines)
+        await LineRun(client, order, output.write, {} if early is None else early, after).run(packs)
     finally:
         output.close()
     if output.failed:
@@ -168,7 +169,7 @@ async def _many_lines(
 async def _standard_input(client: Client, arguments: argparse.Namespace) -> int:
     order = _order(arguments, uuid.uuid4().hex)
     output = _Output(sys.stdout, order.route, arguments.json, None, None)
-    return await _many_lines(client, order, output, pipe_lines(sys.stdin.buffer))
+    return await _many_lines(client, order, output, pipe_packs(sys.stdin.buffer))
 
 
 def _order(arguments: argparse.Namespace, run_id: str) -> Order:
@@ -183,7 +184,7 @@ async def _file(broker: Broker, arguments: argparse.Namespace) -> int:
         async with _connect(broker, f"cli-{uuid.uuid4().hex[:12]}") as client:
             order = _order(arguments, uuid.uuid4().hex)
             output = _Output(sys.stdout, order.route, arguments.json, None, total)
-            return await _many_lines(client, order, output, file_lines(arguments.file, 0))
+            return await _many_lines(client, order, output, file_packs(arguments.file, 0))
     if arguments.out.exists() and arguments.out.samefile(arguments.file):
         raise InputError("--out is the input itself: give another file")
     # The run's name is the gateway's: what the cluster finished for a run that was killed waits for the next one.
@@ -196,8 +197,9 @@ async def _file(broker: Broker, arguments: argparse.Namespace) -> int:
         if progress.written:
             print(f"going on behind line {progress.written} of {total}", file=sys.stderr)
         output = _Output(out, route, arguments.json, progress, total)
-        lines = file_lines(arguments.file, progress.written)
-        status = await _many_lines(client, _order(arguments, progress.run_id), output, lines, early)
+        packs = file_packs(arguments.file, progress.written)
+        order = _order(arguments, progress.run_id)
+        status = await _many_lines(client, order, output, packs, early, progress.written)
         progress.close()
         print(f"{total} lines, {arguments.out}", file=sys.stderr)
         return status

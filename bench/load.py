@@ -14,6 +14,7 @@ import zmq
 
 from dolmetsch.errors import RemoteError
 from dolmetsch.keys import Credentials
+from dolmetsch.lines import packs
 from dolmetsch.messages import BULK, INTERACTIVE, Answer, JobSpec
 from dolmetsch.outbox import (
     Deliver,
@@ -70,7 +71,15 @@ class Load:
     def jobs(self, texts: Sequence[str], tenant: str = "bench") -> Iterator[JobSpec]:
         """A job for each text."""
         for text in texts:
-            yield JobSpec(uuid.uuid4().bytes, self.route, (text,), self.lane, tenant, 600.0, b"")
+            yield self._spec((text,), tenant)
+
+    def packs(self, texts: Sequence[str], tenant: str = "bench") -> Iterator[JobSpec]:
+        """The jobs that a file of these lines becomes."""
+        for pack in packs(enumerate(texts, 1)):
+            yield self._spec(tuple([text for _, text in pack]), tenant)
+
+    def _spec(self, texts: tuple[str, ...], tenant: str) -> JobSpec:
+        return JobSpec(uuid.uuid4().bytes, self.route, texts, self.lane, tenant, 600.0, b"")
 
     def run(self, specs: Iterator[JobSpec], within_s: float = 120.0) -> float:
         """All of ``specs`` to their acks; the seconds it took. Raises ``LoadError``."""

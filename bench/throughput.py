@@ -5,7 +5,8 @@
 
 The limit is CTranslate2 by itself in one process: the same cores, package, beam, batch size and compute type, one
 thread a core, all sentences tokenised and sorted by length beforehand. The cluster does everything: gateway, broker
-with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off.
+with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off. It gets the
+sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Iterator
 
 import psutil
 
@@ -30,6 +32,7 @@ from bench.cluster import HOUSE, Cluster
 from bench.load import Load
 from bench.report import finish
 from dolmetsch.config import EngineConfig
+from dolmetsch.messages import JobSpec
 from dolmetsch.packages import EMBEDDED, find_packages
 
 SENTENCES = HOUSE / "bench" / "sentences.de.txt"
@@ -78,6 +81,24 @@ def child_rss_mib(node: int) -> float:
     return max(child.memory_info().rss for child in psutil.Process(node).children()) / 2**20
 
 
+def rounds(what: str, figures: list[float], digits: int) -> tuple[str, str, str]:
+    """A row of the table."""
+    each = " ".join(f"{one:.{min(digits, 2)}f}" for one in figures)
+    return what, f"{statistics.median(figures):.{digits}f}", each
+
+
+def round_trip(load: Load, specs: Iterator[JobSpec], count: int) -> float:
+    """Sentences a second of ``specs``, which hold ``count``. Raises ``SystemExit`` unless all come back, once."""
+    load.answers.clear()
+    rate = count / load.until_answered(specs)
+    load.run(iter(()))  # the last acks
+    failed = [answer.code for answer in load.answers.values() if answer.texts is None]
+    answered = sum(len(answer.texts or ()) for answer in load.answers.values())
+    if answered != count or load.duplicates or failed:
+        raise SystemExit(f"{answered} translations, {load.duplicates} duplicates, failed: {failed[:3]}")
+    return rate
+
+
 def main() -> None:
     """Run it and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,6 +110,7 @@ def main() -> None:
     config = EngineConfig()
     limits: list[float] = []
     rates: list[float] = []
+    singles: list[float] = []
     with Cluster() as cluster:
         cluster.environment["DOLMETSCH_SCHEDULER_CACHE_BYTES"] = "0"
         cluster.broker()
@@ -104,31 +126,28 @@ def main() -> None:
             load.run(load.jobs(texts))
             for _ in range(3 if arguments.quick else 7):
                 limits.append(limit.run())
-                load.answers.clear()
-                rates.append(len(texts) / load.until_answered(load.jobs(texts)))
-                load.run(iter(()))  # the last acks
-                failed = [answer.code for answer in load.answers.values() if answer.texts is None]
-                if len(load.answers) != len(texts) or load.duplicates or failed:
-                    raise SystemExit(f"{len(load.answers)} answers, {load.duplicates} duplicates, failed: {failed[:3]}")
+                rates.append(round_trip(load, load.packs(texts), len(texts)))
+                singles.append(round_trip(load, load.jobs(texts), len(texts)))
         rss_mib = child_rss_mib(node.pid)
     ratios = [rate / alone for rate, alone in zip(rates, limits, strict=True)]
+    single_ratios = [rate / alone for rate, alone in zip(singles, limits, strict=True)]
     ratio = statistics.median(ratios)
+    single = statistics.median(single_ratios)
     settings = (
         f"beam {config.beam_size}, batch {config.batch_tokens} tokens, {config.compute_type}, cores {arguments.cores}"
     )
     rows = [
         ("what", "median", "rounds"),
-        (
-            "CTranslate2 alone, sentences/s",
-            f"{statistics.median(limits):.0f}",
-            " ".join(f"{one:.0f}" for one in limits),
-        ),
-        ("the cluster, translations/s", f"{statistics.median(rates):.0f}", " ".join(f"{one:.0f}" for one in rates)),
-        ("ratio, target 0.90", f"{ratio:.3f}", " ".join(f"{one:.2f}" for one in ratios)),
+        rounds("CTranslate2 alone, sentences/s", limits, 0),
+        rounds("the cluster, as lines of a file, translations/s", rates, 0),
+        rounds("ratio, target 0.90", ratios, 3),
+        rounds("the cluster, a job each, translations/s", singles, 0),
+        rounds("ratio", single_ratios, 3),
         ("RSS of a child, MiB", f"{rss_mib:.0f}", ""),
     ]
     figures = {
         "translations_per_s": round(statistics.median(rates), 1), "ratio_to_limit": round(ratio, 3),
+        "single_ratio_to_limit": round(single, 3),
         "limit_per_s": round(statistics.median(limits), 1), "child_rss_mib": round(rss_mib), "package": limit.package,
         "quick": arguments.quick,
     }  # fmt: skip

@@ -1,8 +1,11 @@
 """Whole files: many lines through one client, results in the order of the lines, and nothing done twice after a Ctrl-C.
 
+Short lines that stand one after the other in a file go as one job, a *pack*: then the broker's part in a line, and what
+it writes to the disk for one, are a fraction. Where a pack fails, its lines go once more, each by itself.
+
 A run that writes to a file keeps a small record beside it, ``OUT.progress``. The lines already in ``OUT`` are its
-progress; a line is acked only once it stands there. So the same command again goes on where the last one ended, however
-that ended, with the same job ids, and what the cluster has finished meanwhile is there at once.
+progress; a pack is acked only once all of it stands there. So the same command again goes on where the last one ended,
+however that ended, with the same packs and job ids, and what the cluster has finished meanwhile is there at once.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +25,14 @@ from dolmetsch.client import BULK, Answer, Client
 from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, JobSettled
 from dolmetsch.messages import JobSpec
 
-WINDOW: Final = 1024  # lines on their way: enough for the largest node's credit, little to lose
+WINDOW: Final = 4096  # lines on their way: full windows for the children of four Pis, little to lose
+PACK_LINES: Final = 8  # in one job, at most: more would hardly cost less ...
+PACK_CHARS: Final = 800  # ... and a pack should end about as soon as a long message
 MAX_LINE_BYTES: Final = 1 << 20  # a longer line is no line; the broker takes far less anyway
-RETRIES: Final = 60  # times that an overloaded cluster is asked again for one line
+RETRIES: Final = 60  # times that an overloaded cluster is asked again for one pack
+
+Numbered = tuple[int, str]  # a line's number, from 1, and its text
+Pack = list[Numbered]  # lines that follow each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +54,57 @@ class Order:
     deadline_s: float
     run_id: str
 
-    def job_id(self, number: int) -> bytes:
-        """The same line of the same run is the same job."""
-        return hashlib.blake2b(f"{self.run_id}/{number}".encode(), digest_size=16).digest()
+    def job_id(self, pack: Pack) -> bytes:
+        """The same lines of the same run are the same job."""
+        name = f"{self.run_id}/{pack[0][0]}-{pack[-1][0]}"
+        return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
 class LineRun:
-    """Submits lines, ``WINDOW`` ahead at most, and hands them to ``write`` in order; they are safe when it returns."""
+    """Submits packs, ``WINDOW`` lines ahead or little more, and hands their lines to ``write`` in order.
+
+    They are safe when ``write`` returns. The lines up to ``after`` are so already.
+    """
 
     def __init__(
-        self, client: Client, order: Order, write: Callable[[list[Line]], None], early: dict[bytes, Answer]
+        self,
+        client: Client,
+        order: Order,
+        write: Callable[[list[Line]], None],
+        early: dict[bytes, Answer],
+        after: int = 0,
     ) -> None:
         self._client = client
         self._order = order
         self._write = write
         self._early = early  # what the cluster had finished for the run before this one
-        self._ended: dict[int, Line] = {}
-        self._ids: dict[int, bytes] = {}
-        self._next = 0
+        self._next = after + 1
         self._ahead = 0
+        self._ended: dict[int, Line] = {}
+        self._acks: dict[int, list[bytes]] = {}  # jobs to ack once this line is written
         self._changed = asyncio.Event()
         self._fatal: DolmetschError | OSError | None = None
 
-    async def run(self, lines: AsyncIterator[tuple[int, str]]) -> None:
-        """All of ``lines``, which are (number, text) without gaps. Raises what makes going on senseless."""
-        async for number, text in lines:
-            self._next = self._next or number
-            self._ahead += 1
-            if text.strip():
-                self._begin(number, text, self._order.job_id(number))
-            else:
-                self._end(Line(number, text))
+    async def run(self, packs: AsyncIterator[Pack]) -> None:
+        """All of ``packs``, which have no gap between them. Raises what makes going on senseless."""
+        async for pack in packs:
+            self._ahead += sum(number >= self._next for number, _ in pack)
+            filled = [(number, text) for number, text in pack if text.strip()]
+            if filled:
+                self._begin(filled)
+            self._end([Line(number, text) for number, text in pack if not text.strip()])
             await self._until(WINDOW - 1)
         await self._until(0)
         for job_id in self._early:  # lines that stood in the output already
             self._client.ack(job_id)
 
-    def _begin(self, number: int, text: str, job_id: bytes) -> None:
+    def _begin(self, pack: Pack) -> None:
+        job_id = self._order.job_id(pack)
         answer = self._early.pop(job_id, None)
         if answer is None:
-            self._submit(number, text, job_id, RETRIES)
+            self._submit(pack, job_id, RETRIES)
         else:
-            self._ids[number] = job_id
-            self._ending(number, text, 0, answer)
+            self._ending(pack, job_id, 0, answer)
 
     async def _until(self, ahead: int) -> None:
         while self._fatal is None and self._ahead > ahead:
@@ -97,32 +113,46 @@ class LineRun:
         if self._fatal is not None:
             raise self._fatal
 
-    def _submit(self, number: int, text: str, job_id: bytes, tries: int) -> None:
+    def _submit(self, pack: Pack, job_id: bytes, tries: int) -> None:
         order = self._order
-        spec = JobSpec(job_id, order.route, (text,), BULK, order.tenant, order.deadline_s, b"")
-        self._ids[number] = job_id
-        self._client.submit(spec, lambda end: self._ending(number, text, tries, end))
+        texts = tuple([text for _, text in pack])
+        spec = JobSpec(job_id, order.route, texts, BULK, order.tenant, order.deadline_s, b"")
+        self._client.submit(spec, lambda end: self._ending(pack, job_id, tries, end))
 
-    def _ending(self, number: int, text: str, tries: int, end: Answer | DolmetschError) -> None:
+    def _ending(self, pack: Pack, job_id: bytes, tries: int, end: Answer | DolmetschError) -> None:
         match end:
-            case Answer(texts=None):
-                failed = JobFailed(end.code, end.detail, end.attempts)
-                self._end(Line(number, text, error=failed))
             case Answer():
-                self._end(Line(number, text, answer=end))
+                if pack[-1][0] >= self._next:
+                    self._acks.setdefault(pack[-1][0], []).append(job_id)
+                else:  # written before the run that asked for it ended
+                    self._client.ack(job_id)
+                self._answered(pack, end)
             case JobRejected(retry_after_s=float(wait_s)) if tries:
-                loop = asyncio.get_running_loop()
-                loop.call_later(wait_s, self._submit, number, text, self._ids[number], tries - 1)
+                asyncio.get_running_loop().call_later(wait_s, self._submit, pack, job_id, tries - 1)
             case JobSettled():  # its result was acked, but is not in the file: somebody took the file away
-                self._submit(number, text, uuid.uuid4().bytes, tries)
+                self._submit(pack, uuid.uuid4().bytes, tries)
             case JobRejected(code="too_large" | "empty_text"):
-                self._end(Line(number, text, error=end))
+                self._failed(pack, end)
             case _:
                 self._fatal = end
                 self._changed.set()
 
-    def _end(self, line: Line) -> None:
-        self._ended[line.number] = line
+    def _answered(self, pack: Pack, answer: Answer) -> None:
+        if answer.texts is None:
+            self._failed(pack, JobFailed(answer.code, answer.detail, answer.attempts))
+            return
+        each = [answer._replace(texts=(text,)) for text in answer.texts]
+        self._end([Line(*line, answer=one) for line, one in zip(pack, each, strict=True)])
+
+    def _failed(self, pack: Pack, error: DolmetschError) -> None:
+        if len(pack) == 1 or (isinstance(error, JobFailed) and error.code == "deadline"):
+            self._end([Line(*line, error=error) for line in pack])
+            return
+        for line in pack:  # which of them it was, the others need not suffer for
+            self._begin([line])
+
+    def _end(self, lines: Iterable[Line]) -> None:
+        self._ended |= {line.number: line for line in lines if line.number >= self._next}
         ready: list[Line] = []
         while (one := self._ended.pop(self._next, None)) is not None:
             ready.append(one)
@@ -136,8 +166,7 @@ class LineRun:
             self._changed.set()
             return
         for one in ready:
-            job_id = self._ids.pop(one.number, None)
-            if job_id is not None and (one.answer is not None or isinstance(one.error, JobFailed)):
+            for job_id in self._acks.pop(one.number, ()):
                 self._client.ack(job_id)
         self._ahead -= len(ready)
         self._changed.set()
@@ -233,23 +262,44 @@ def decode_line(raw: bytes, name: str, number: int) -> str:
         ) from error
 
 
-async def file_lines(path: Path, after: int) -> AsyncIterator[tuple[int, str]]:
-    """The lines of a file behind line ``after``, numbered from 1."""
+def packs(lines: Iterable[Numbered]) -> Iterator[Pack]:
+    """``lines`` in packs of at most PACK_LINES, blank ones not counted, and PACK_CHARS if it is more than one."""
+    pack: Pack = []
+    filled = chars = 0
+    for number, text in lines:
+        if filled and text.strip() and (filled == PACK_LINES or chars + len(text) > PACK_CHARS):
+            yield pack
+            pack, filled, chars = [], 0, 0
+        pack.append((number, text))
+        filled += bool(text.strip())
+        chars += len(text)
+        if len(pack) == WINDOW:  # of blank lines
+            yield pack
+            pack, filled, chars = [], 0, 0
+    if pack:
+        yield pack
+
+
+async def file_packs(path: Path, after: int) -> AsyncIterator[Pack]:
+    """A file's packs, but those that end before line ``after`` or with it."""
     with path.open("rb") as file:
-        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
-            if number > after:
-                yield number, decode_line(raw, str(path), number)
+        for pack in packs(_decoded(file, str(path))):
+            if pack[-1][0] > after:
+                yield pack
 
 
-async def pipe_lines(pipe: IO[bytes]) -> AsyncIterator[tuple[int, str]]:
-    """Lines as they arrive from a pipe or a terminal, without blocking the loop; a plain file is read as it is."""
+async def pipe_packs(pipe: IO[bytes]) -> AsyncIterator[Pack]:
+    """Lines as they arrive from a pipe or a terminal, each by itself, without blocking the loop.
+
+    A plain file is read as it is.
+    """
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     try:
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     except ValueError:  # a plain file
-        for number, raw in _numbered(pipe):
-            yield number, decode_line(raw, "standard input", number)
+        for pack in packs(_decoded(pipe, "standard input")):
+            yield pack
         return
     number = 0
     try:
@@ -261,10 +311,11 @@ async def pipe_lines(pipe: IO[bytes]) -> AsyncIterator[tuple[int, str]]:
                 raw = b"x" * MAX_LINE_BYTES
             if not raw:
                 return
-            yield number, decode_line(raw, "standard input", number)
+            yield [(number, decode_line(raw, "standard input", number))]
     finally:
         transport.close()
 
 
-def _numbered(pipe: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    return enumerate(iter(lambda: pipe.readline(MAX_LINE_BYTES), b""), 1)
+def _decoded(file: IO[bytes], name: str) -> Iterator[Numbered]:
+    for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+        yield number, decode_line(raw, name, number)
