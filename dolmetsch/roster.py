@@ -55,8 +55,8 @@ class Node:
         self.jobs_done = 0
         self.heartbeat: Heartbeat | None = None
         self.band: Band | None = None
-        self.place = 0  # the number of its latest place there
-        self.moved: dict[Node, None] = {}  # the roster's: nodes that need another place
+        self.places = [0, 0]  # for each lane the number of its latest place there; 0: none
+        self.moved: tuple[dict[Node, None], dict[Node, None]] = ({}, {})  # the roster's: who needs another place
 
     @property
     def credit(self) -> int:
@@ -89,11 +89,14 @@ class Node:
 
     def _count(self, job: Job, sign: int) -> None:
         self.leased_chars += sign * job.chars
+        self.moved[BULK][self] = None
         if job.lane == INTERACTIVE:
             self.urgent_chars += sign * job.chars
-        else:
-            self.bulk_leases += sign
-        self.moved[self] = None
+            self.moved[INTERACTIVE][self] = None
+            return
+        self.bulk_leases += sign
+        if 0 <= self.capacity - len(self.leases) <= 1:  # there was room for people before, or is now; it may be both
+            self.moved[INTERACTIVE][self] = None
 
     @property
     def state(self) -> str:
@@ -186,19 +189,18 @@ class Band:
         self.nodes = 0
         self._places: tuple[list[_Place], ...] = ([], [])  # for each lane a heap of those with room for it
 
-    def add(self, node: Node) -> None:
-        """``node``, with its latest number, takes its places."""
-        for lane, places in enumerate(self._places):
-            if len(places) > STALE + 2 * self.nodes:
-                places[:] = [place for place in places if place.node.place == place.number]
-                heapq.heapify(places)
-            if node.room(lane) > 0:
-                heapq.heappush(places, _Place(node.ahead(lane), node.place, node))
+    def add(self, node: Node, lane: int) -> None:
+        """``node``, with its latest number, takes its place."""
+        places = self._places[lane]
+        if len(places) > STALE + 2 * self.nodes:
+            places[:] = [place for place in places if place.node.places[lane] == place.number]
+            heapq.heapify(places)
+        heapq.heappush(places, _Place(node.ahead(lane), node.places[lane], node))
 
     def first(self, lane: int, but: str | None = None) -> Node | None:
         """The node with the least before a job of ``lane``; rather not the one called ``but``."""
         places = self._places[lane]
-        while places and places[0].node.place != places[0].number:
+        while places and places[0].node.places[lane] != places[0].number:
             heapq.heappop(places)
         if not places or places[0].node.name != but:
             return places[0].node if places else None
@@ -238,7 +240,7 @@ class Roster:
         self._nodes_by_name: dict[str, Node] = {}
         self._kinds: dict[tuple[tuple[str, str], ...], int] = {}  # routes and models -> nodes that offer just these
         self._bands: dict[tuple[frozenset[str], int], Band] = {}
-        self._moved: dict[Node, None] = {}
+        self._moved: tuple[dict[Node, None], dict[Node, None]] = ({}, {})
         self._numbers = itertools.count(1)
         self._fastest: Node | None = None  # of those that have measured themselves
         self.gateways: dict[str, Gateway] = {}
@@ -269,8 +271,9 @@ class Roster:
         if not self._kinds[kind]:
             del self._kinds[kind]
         self._leave_band(node)
-        self._moved.pop(node, None)
-        node.moved = {}
+        for moved in self._moved:
+            moved.pop(node, None)
+        node.moved = ({}, {})
         if node is self._fastest:
             self._fastest = self._find_fastest()
 
@@ -292,7 +295,7 @@ class Roster:
             self._join_band(node)
         if (node.capacity, node.draining) != (beat.capacity, beat.draining):
             node.capacity, node.draining = beat.capacity, beat.draining
-            self._moved[node] = None
+            self._move(node)
 
     def newcomers_rate(self) -> float:
         """Characters a second of a node that has not measured itself: a little more than the fastest that has.
@@ -335,11 +338,16 @@ class Roster:
 
     def _take_places(self) -> None:
         """Each node that was given or rid of something since the last call, or has changed, takes its new place."""
-        for node in self._moved:
-            node.place = next(self._numbers)
-            if node.credit > 0 and node.band is not None:
-                node.band.add(node)
-        self._moved.clear()
+        for lane, moved in enumerate(self._moved):
+            for node in moved:
+                node.places[lane] = next(self._numbers)
+                if node.band is not None and node.room(lane) > 0:
+                    node.band.add(node, lane)
+            moved.clear()
+
+    def _move(self, node: Node) -> None:
+        for moved in self._moved:
+            moved[node] = None
 
     def _join_band(self, node: Node) -> None:
         key = (frozenset(node.routes), math.floor(BANDS * math.log2(node.chars_per_s)))
@@ -347,10 +355,10 @@ class Roster:
         if node.band is None:
             node.band = self._bands[key] = Band(key)
         node.band.nodes += 1
-        self._moved[node] = None
+        self._move(node)
 
     def _leave_band(self, node: Node) -> None:
-        node.place = 0
+        node.places = [0, 0]
         if node.band is not None:
             node.band.nodes -= 1
             if not node.band.nodes:

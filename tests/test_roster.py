@@ -94,7 +94,7 @@ def test_nodes_leave_nothing_behind() -> None:
         roster.open_routes()
         roster.remove_node(one)
     assert roster.open_routes() == (set(), set())
-    assert (roster.nodes, roster.routes(), roster._bands, roster._moved) == ({}, {}, {}, {})
+    assert (roster.nodes, roster.routes(), roster._bands, roster._moved) == ({}, {}, {}, ({}, {}))
 
 
 def test_places_out_of_date_are_swept() -> None:

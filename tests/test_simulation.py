@@ -44,7 +44,7 @@ FOUND = {
     "settle-unacked": (0, "a job is forgotten for a reason"),
     "mix-up-results": (10, "a result is what a node said"),
     "show-a-failed-lease": (12, "a failed lease is not shown again"),
-    "forget-to-resend-outcomes": (33, "everything drains"),
+    "forget-to-resend-outcomes": (161, "everything drains"),
     "forget-outcomes": (0, "a node works on what it holds"),
     "reuse-an-incarnation": (0, "an identity is used once"),
     "forget-to-resend-submits": (335, "a job is sent until it is answered"),
