@@ -14,6 +14,17 @@ import pytest
 
 from bench.cluster import Cluster
 
+# Files that take longest, longest first: what begins last should end soon, or one processor waits for the other.
+LONG_FILES = (
+    "gate", "cluster", "dashboard_browser", "storm", "secrets", "discord", "idle", "dashboard", "cli", "replay", "http",
+    "limits", "wire", "telemetry", "simulation", "reports", "discord_faults", "scheduler_properties",
+)  # fmt: skip
+_RANKS = {f"test_{name}.py": rank for rank, name in enumerate(LONG_FILES)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _RANKS.get(item.path.name, len(_RANKS)))
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:

@@ -26,6 +26,7 @@ CREDITS: Final = {
     "europarl": "Europarl: Philipp Koehn, *Europarl: A Parallel Corpus for Statistical Machine Translation*, "
     "MT Summit 2005.",
 }
+BEGUN_FROM: Final = "By way of the weights that training began with,"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +74,10 @@ def credits_in(path: Path) -> tuple[str, ...]:
     )
     items = re.findall(r"^- (.+(?:\n  .+)*)", section[1], re.M) if section else []
     if not items:
-        return (f"{path.name}, whose weights training began with: write here what that was made from.",)
-    return tuple(f"From {path.name}, whose weights training began with: {' '.join(item.split())}" for item in items)
+        return (f"{BEGUN_FROM} {path.name}: write here what that was made from.",)
+    found = [" ".join(item.split()) for item in items]
+    known = (*CREDITS.values(), f"{BEGUN_FROM} ")
+    return tuple(item if item.startswith(known) else f"{BEGUN_FROM} {path.name}: {item}" for item in found)
 
 
 def write_package(folder: Path, model: Path, pieces: Path, facts: Facts) -> Path:
@@ -112,10 +115,10 @@ def card(facts: Facts, scores: Scores | None, examples: Sequence[tuple[str, str]
         f"- {facts.architecture}",
         "- The decoder starts from `<s>`. The source ends with `</s>`, which CTranslate2 adds by itself.",
         f"- {facts.training}",
+        f"- {facts.data}",
         "",
         "## Data, licence and attribution",
         "",
-        f"- {facts.data}",
         *(f"- {credit}" for credit in facts.credits),
         "",
         "Who passes this package on keeps this attribution with it.",

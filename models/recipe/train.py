@@ -29,7 +29,7 @@ from models.recipe.weights import read_network
 HELD_OUT: Final = 500  # pairs the loss is watched on
 CHECKED: Final = 100  # sentences that CTranslate2 and the network are compared on
 EXAMPLES: Final = 6
-START_PEAK: Final = 0.35  # of a size's highest rate, when the weights are not new
+START_PEAK: Final = 0.35  # of a size's highest rate, when the weights are not new to this route
 
 # Vocabulary, and what it takes; the large one stays below 30 MB in int8.
 SHAPES: Final = {
@@ -56,7 +56,7 @@ def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
     size = options.size if options.size != "auto" else "large" if torch.cuda.is_available() else "small"
     pieces = _pieces(options, pairs, codes, SHAPES[size].vocabulary)
 
-    run, settings = _run(options, size, pieces, held_out)
+    run, settings = _run(options, size, pieces, codes, held_out)
     print(_describe(run.network.shape), f"on {run.network.positions.device}, from step {run.progress.step}", flush=True)
     stream = Stream(pairs, pieces, codes, batch_tokens=settings.batch_tokens, seed=options.seed)
     run.train(stream, minutes=options.minutes, steps=options.steps)
@@ -68,9 +68,13 @@ def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
         architecture=_describe(run.network.shape),
         training=_story(run, options, len(pairs)),
         data=f"{tally}.",
-        credits=credits_of(options.corpus, options.credit) + (credits_in(options.start) if options.start else ()),
+        credits=tuple(dict.fromkeys(credits_of(options.corpus, options.credit) + _inherited(options.start))),
     )
     return _finish(run, options, pieces, facts, held_out, validation)
+
+
+def _inherited(start: Path | None) -> tuple[str, ...]:
+    return credits_in(start) if start else ()
 
 
 def training_pairs(corpora: Sequence[Path], validation: Sequence[Pair], reverse: bool, tally: Tally) -> list[Pair]:
@@ -90,14 +94,17 @@ def _pieces(options: argparse.Namespace, pairs: Sequence[Pair], codes: tuple[str
     return path
 
 
-def _run(options: argparse.Namespace, size: str, pieces: Path, held_out: Sequence[Pair]) -> tuple[Run, Settings]:
+def _run(
+    options: argparse.Namespace, size: str, pieces: Path, codes: tuple[str, str], held_out: Sequence[Pair]
+) -> tuple[Run, Settings]:
     processor = open_pieces(pieces)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = replace(SETTINGS[size], seed=options.seed, bf16=has_bf16(device))
     torch.manual_seed(options.seed)
     if options.start:
         network = read_network(options.start / "model", settings.dropout)
-        settings = replace(settings, peak=START_PEAK * settings.peak)
+        if open_package(options.start).route == f"{codes[0]}→{codes[1]}":
+            settings = replace(settings, peak=START_PEAK * settings.peak)
     else:
         shape = replace(SHAPES[size], vocabulary=processor.get_piece_size())
         network = Network(shape, settings.dropout)
