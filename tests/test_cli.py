@@ -18,6 +18,7 @@ from dolmetsch.messages import Error
 from dolmetsch.packages import EMBEDDED
 from dolmetsch.wire import decode, encode
 from tests.conftest import wait_until
+from tests.embedded import GERMAN
 
 TAXI = "Rufen Sie bitte ein Taxi, sonst verpasse ich meinen Flug."
 
@@ -279,14 +280,14 @@ def test_nothing_is_sent_in_the_clear_beyond_this_computer(cluster: Cluster) -> 
 
 def test_a_broken_package(cluster: Cluster, tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED, tmp_path / "models")
-    weights = tmp_path / "models" / "translate-de_en-1_0" / "model" / "model.bin"
+    weights = tmp_path / "models" / GERMAN.name / "model" / "model.bin"
     weights.write_bytes(weights.read_bytes()[:1000])
     ended = command(
         "node.py", "--broker", cluster.address, "--packages", str(tmp_path / "models"), cluster=cluster, timeout_s=60
     )
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert "translate-de_en-1_0" in ended.stderr.splitlines()[-1]
+    assert GERMAN.name in ended.stderr.splitlines()[-1]
 
 
 def test_no_package_at_all(cluster: Cluster, tmp_path: Path) -> None:

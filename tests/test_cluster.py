@@ -22,6 +22,7 @@ from dolmetsch.messages import Error, Ping, Reregister
 from dolmetsch.packages import EMBEDDED, open_package
 from dolmetsch.wire import decode, encode
 from tests.conftest import wait_until
+from tests.embedded import GERMAN
 
 ONE_WORKER = ("--packages", str(EMBEDDED), "--max-workers", "1")
 
@@ -215,7 +216,7 @@ def test_memory_of_a_child(cluster: Cluster) -> None:
     with Load(cluster.address) as load:
         load.run(load.jobs([*texts, "\n".join(texts[:200])]))
     (child,) = psutil.Process(node.pid).children()
-    package = open_package(EMBEDDED / "translate-de_en-1_0")
+    package = open_package(GERMAN)
     assert child.memory_info().rss <= 2.5 * package.size_bytes + 120 * 2**20
 
 

@@ -27,8 +27,8 @@ from dolmetsch.errors import ConfigError, PackageError
 from dolmetsch.packages import Package, open_package
 from dolmetsch.segment import parse
 from dolmetsch.tokenizer import BpeTokenizer, Merges, open_tokenizer
+from tests.embedded import GERMAN
 
-EMBEDDED = Path(__file__).parent.parent / "models" / "translate-de_en-1_0"
 ROUTE = "de→en"
 SHORT = "Ich habe Hunger."
 OTHER = "Wo ist der Bahnhof?"
@@ -40,7 +40,7 @@ CopyPackage = Callable[..., Package]
 
 @pytest.fixture
 def package() -> Package:
-    return open_package(EMBEDDED)
+    return open_package(GERMAN)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def copy_package(tmp_path: Path) -> CopyPackage:
 
     def copy(from_code: str, to_code: str, **metadata: str) -> Package:
         path = tmp_path / f"translate-{from_code}_{to_code}-1_0"
-        shutil.copytree(EMBEDDED, path)
+        shutil.copytree(GERMAN, path)
         known = json.loads((path / "metadata.json").read_text())
         known.update(from_code=from_code, to_code=to_code, **metadata)
         (path / "metadata.json").write_text(json.dumps(known))
@@ -315,8 +315,8 @@ LOOPERS = (
 
 def raw_outputs(beam_size: int) -> Iterable[tuple[list[str], list[str]]]:
     """What CTranslate2 alone makes of LOOPERS."""
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED / "sentencepiece.model"))
-    translator = ctranslate2.Translator(str(EMBEDDED / "model"), inter_threads=1, intra_threads=1)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(GERMAN / "sentencepiece.model"))
+    translator = ctranslate2.Translator(str(GERMAN / "model"), inter_threads=1, intra_threads=1)
     for text in LOOPERS:
         row = pieces.encode(text, out_type=str)
         result = translator.translate_batch([row], beam_size=beam_size, max_decoding_length=max_target_tokens(len(row)))
@@ -326,7 +326,7 @@ def raw_outputs(beam_size: int) -> Iterable[tuple[list[str], list[str]]]:
 def test_the_model_loops_and_the_guard_mends_it(engine: ArgosEngine) -> None:
     faulty = [degenerate(row, output) for row, output in raw_outputs(2)]
     assert sum(map(bool, faulty)) >= 4, faulty  # otherwise this test shows nothing
-    tokenizer = open_tokenizer(open_package(EMBEDDED))
+    tokenizer = open_tokenizer(open_package(GERMAN))
     texts = translate(engine, *LOOPERS)
     for text, out in zip(LOOPERS, texts, strict=True):
         row, output = tokenizer.encode([text, out])
@@ -369,7 +369,7 @@ def test_a_sentence_of_too_many_tokens_is_cut_and_joined(engine: ArgosEngine, te
         sizes += [len(sentence.tokens) for sentence in batch.sentences if not sentence.again]
         outcomes = run(engine, batch)
     sources = [segment.source for segment in parse(text, "de").segments]
-    whole = open_tokenizer(open_package(EMBEDDED)).encode(sources)
+    whole = open_tokenizer(open_package(GERMAN)).encode(sources)
     assert max(map(len, whole)) > MAX_SOURCE_TOKENS
     assert sum(sizes) == sum(map(len, whole))  # nothing was dropped
     assert max(sizes) <= MAX_SOURCE_TOKENS
@@ -427,8 +427,8 @@ def test_an_unknown_route_fails_at_once(engine: ArgosEngine) -> None:
 
 def test_a_target_prefix_leads_the_output_and_is_taken_off(package: Package, copy_package: CopyPackage) -> None:
     prefixed = copy_package("de", "en", target_prefix="▁The")
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(EMBEDDED / "sentencepiece.model"))
-    translator = ctranslate2.Translator(str(EMBEDDED / "model"), inter_threads=1, intra_threads=1)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(GERMAN / "sentencepiece.model"))
+    translator = ctranslate2.Translator(str(GERMAN / "model"), inter_threads=1, intra_threads=1)
     row = pieces.encode(OTHER, out_type=str)
     tokens = translator.translate_batch([row], target_prefix=[["▁The"]], beam_size=2)[0].hypotheses[0]
     assert tokens[0] == "▁The"

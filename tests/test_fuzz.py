@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
@@ -21,6 +23,16 @@ from fuzz.target import NAMES, Target, load
 
 HOUSE = Path(__file__).parent.parent
 COUNT = 1000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_loud_as_before() -> Iterator[None]:
+    """Targets silence what they provoke; other tests of this process want to hear it."""
+    loggers = [logging.getLogger(name) for name in ("http", "dolmetsch.engine")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,10 +30,10 @@ from hypothesis import strategies as st
 
 from dolmetsch import archive, download, packages, store
 from dolmetsch.errors import PackageError
+from tests.embedded import GERMAN
 
 ROOT = Path(__file__).resolve().parent.parent
-EMBEDDED = ROOT / "models" / "translate-de_en-1_0"
-METADATA = json.loads((EMBEDDED / "metadata.json").read_text())
+METADATA = json.loads((GERMAN / "metadata.json").read_text())
 DEADLINE_S = 60.0
 
 
@@ -59,15 +59,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded package, zipped as it would be published."""
-    metadata = (EMBEDDED / "metadata.json").read_bytes()
+    metadata = (GERMAN / "metadata.json").read_bytes()
     return zip_package(tmp_path_factory.mktemp("archives") / "whole.argosmodel", metadata)
 
 
 def zip_package(path: Path, metadata: Any, *, weights: bytes | None = None) -> Path:
     """The embedded package with other metadata or other weights."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
-        for file in sorted(EMBEDDED.rglob("*")):
-            name = f"package/{file.relative_to(EMBEDDED)}"
+        for file in sorted(GERMAN.rglob("*")):
+            name = f"package/{file.relative_to(GERMAN)}"
             if file.name == "metadata.json":
                 zipped.writestr(name, metadata if isinstance(metadata, bytes) else json.dumps(metadata))
             elif file.name == "model.bin" and weights is not None:
@@ -188,7 +188,7 @@ def test_the_embedded_package_is_found_alone() -> None:
         False,
     )
     assert (package.from_name, package.to_name, package.target_prefix) == ("German", "English", "")
-    assert package.path == EMBEDDED
+    assert package.path == GERMAN
     assert package.tokenizer_path.is_file() and (package.model_path / "model.bin").is_file()
     assert re.fullmatch(r"de_en-1\.0-[0-9a-f]{8}", package.model_version)
 
@@ -200,7 +200,7 @@ def test_order_of_places_and_versions(home: Path, tmp_path: Path, monkeypatch: p
     older, newer = place(home, "1.9"), place(home, "1.10")
     french = place(home, "1.0", "fr", "en")
     assert [package.path for package in packages.find_packages()] == [newer, french]
-    assert [package.path for package in packages.every_package()] == [newer, older, theirs, EMBEDDED, french]
+    assert [package.path for package in packages.every_package()] == [newer, older, theirs, GERMAN, french]
     monkeypatch.setenv("ARGOS_PACKAGES_DIR", str(tmp_path / "elsewhere"))
     assert theirs not in [package.path for package in packages.every_package()]
     assert [package.path for package in packages.find_packages([argos])] == [theirs]
@@ -267,9 +267,9 @@ def test_install_list_verify_remove(whole: Path, home: Path, capsys: pytest.Capt
     assert packages.main(["install", str(whole)]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "de→en 1.0 is installed in" in out and "next start" in out
-    assert visible(home) == ["translate-de_en-1_0"] and not temporary(home)
+    assert visible(home) == [GERMAN.name] and not temporary(home)
     (package,) = packages.find_packages()
-    assert not package.embedded and package.model_version == packages.open_package(EMBEDDED).model_version
+    assert not package.embedded and package.model_version == packages.open_package(GERMAN).model_version
 
     assert packages.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -279,12 +279,12 @@ def test_install_list_verify_remove(whole: Path, home: Path, capsys: pytest.Capt
     ]
     assert packages.main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["where"] for row in rows] == [str(package.path), str(EMBEDDED)]
+    assert [row["where"] for row in rows] == [str(package.path), str(GERMAN)]
     assert packages.main(["verify"]) == 0
     assert "de→en 1.0 loads and translates" in capsys.readouterr().out
 
     assert packages.main(["remove", "de", "en"]) == 0
-    assert f"nodes use {EMBEDDED}" in capsys.readouterr().out
+    assert f"nodes use {GERMAN}" in capsys.readouterr().out
     assert visible(home) == [] and not temporary(home)
     assert packages.main(["remove", "de", "en"]) == 1
     err = capsys.readouterr().err
@@ -297,9 +297,9 @@ def test_an_install_replaces_the_other_versions_of_its_route_only(home: Path, wh
     wreck = home / "translate-de_en-0_8"
     wreck.mkdir()
     packages.install_file(whole)
-    assert visible(home) == sorted([french.name, "translate-de_en-1_0"])
+    assert visible(home) == sorted([french.name, GERMAN.name])
     packages.install_file(whole)  # the same again: never without a package, so under another name
-    assert visible(home) == sorted([french.name, "translate-de_en-1_0-2"])
+    assert visible(home) == sorted([french.name, f"{GERMAN.name}-2"])
 
 
 def test_routes_that_differ_by_a_hyphen_stay_apart(home: Path) -> None:
@@ -316,7 +316,7 @@ def test_weights_that_do_not_load_change_nothing(
     weights: bytes | None, whole: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = packages.install_file(whole)
-    half = (EMBEDDED / "model" / "model.bin").read_bytes()[: 3 << 20]
+    half = (GERMAN / "model" / "model.bin").read_bytes()[: 3 << 20]
     bad = zip_package(tmp_path / "bad.argosmodel", METADATA | {"package_version": "2.0"}, weights=weights or half)
     assert packages.main(["install", str(bad)]) == 1
     assert "error: package does not load: " in capsys.readouterr().err
@@ -356,9 +356,9 @@ def test_a_model_of_which_something_is_missing_is_refused(
 ) -> None:
     bad = tmp_path / "bad.argosmodel"
     with zipfile.ZipFile(bad, "w") as zipped:
-        for path in sorted(EMBEDDED.rglob("*")):
+        for path in sorted(GERMAN.rglob("*")):
             if path.is_file():
-                name, data = str(path.relative_to(EMBEDDED)), path.read_bytes()
+                name, data = str(path.relative_to(GERMAN)), path.read_bytes()
                 changed = change(data) if name == file else data
                 assert name != file or changed != data
                 zipped.writestr(f"package/{name}", changed)
@@ -370,7 +370,7 @@ def test_a_model_of_which_something_is_missing_is_refused(
 
 def test_bpe_and_a_target_prefix_pass_the_trial(home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "package"
-    shutil.copytree(EMBEDDED, folder)
+    shutil.copytree(GERMAN, folder)
     (folder / "sentencepiece.model").unlink()
     (folder / "bpe.model").write_text("#version: 0.2\nd e</w>\n")
     (folder / "metadata.json").write_text(json.dumps(METADATA | {"target_prefix": "▁the"}))
@@ -385,7 +385,7 @@ def test_bpe_and_a_target_prefix_pass_the_trial(home: Path, tmp_path: Path) -> N
 def test_a_model_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "LOAD_LIMIT_S", 0.001)
     with pytest.raises(PackageError, match=r"did not load within 0\.001 s"):
-        archive.check_loads(EMBEDDED)
+        archive.check_loads(GERMAN)
 
 
 # --- archives that must not be unpacked ------------------------------------------------------
@@ -677,7 +677,7 @@ def test_install_from_an_index(
     monkeypatch.setenv("DOLMETSCH_INDEX", server.offer(whole.read_bytes()))
     assert packages.main(["install", "de", "en"]) == 0
     assert "de→en 1.0 is installed in" in capsys.readouterr().out
-    assert visible(home) == ["translate-de_en-1_0"]
+    assert visible(home) == [GERMAN.name]
     assert list((home / store.DOWNLOADS).iterdir()) == []
     assert packages.main(["install", "de", "en"]) == 0  # nothing newer: nothing is fetched
     assert "was installed before" in capsys.readouterr().err
@@ -893,7 +893,7 @@ def test_a_killed_install_changes_nothing_and_is_cleaned_up(whole: Path, home: P
     assert len(temporary(home)) == 1 and visible(home) == [before.name]
     assert packages.find_packages()[0].path == before
     packages.install_file(whole)
-    assert visible(home) == ["translate-de_en-1_0"] and not temporary(home)
+    assert visible(home) == [GERMAN.name] and not temporary(home)
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(

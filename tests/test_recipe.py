@@ -17,17 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dolmetsch.packages import EMBEDDED, open_package
+from dolmetsch.packages import open_package
 from models.recipe import augment, pairs, plot, stream
 from models.recipe.__main__ import main
 from models.recipe.evaluate import CHAT, CLEAN, Score, Scores, Translator, perturbed, table
 from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
 from models.recipe.pairs import NearDuplicates, Pair, Tally, hold_out, is_useful, plain, read_pairs, select
 from models.recipe.schedule import Plan
+from tests.embedded import GERMAN
 
 HOUSE = Path(__file__).parent.parent
 CORPUS = Path(os.environ.get("DOLMETSCH_CORPUS", HOUSE.parent / "shared" / "corpus"))
-GERMAN = EMBEDDED / "translate-de_en-1_0"
 CODES = ("de", "en")
 PAIR = Pair("Weißt du, wo meine Schlüssel sind?", "Do you know where my keys are?")
 SOME = [

@@ -24,9 +24,9 @@ from dolmetsch.config import EngineConfig
 from dolmetsch.engine import ArgosEngine, Batch, EchoEngine, Outcome, Outputs
 from dolmetsch.packages import open_package
 from dolmetsch.worker import Worker
+from tests.embedded import GERMAN, GERMAN_MODEL
 
 HOUSE = Path(__file__).parent.parent
-EMBEDDED = HOUSE / "models" / "translate-de_en-1_0"
 ROUTE = "de→en"
 LIMIT_S = 30.0  # far above what anything here takes
 
@@ -104,7 +104,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def argos(start: Start) -> Parent:
-    parent = start("--packages", str(EMBEDDED.parent), "--core", str(min(os.sched_getaffinity(0))))
+    parent = start("--packages", str(GERMAN.parent), "--core", str(min(os.sched_getaffinity(0))))
     kind, routes = parent.receive()
     assert kind == "ready" and list(routes) == [ROUTE] and routes[ROUTE]
     return parent
@@ -124,7 +124,7 @@ def test_jobs_are_translated_on_the_given_core(argos: Parent) -> None:
     argos.jobs((b"1", ["Ich bin müde.", ""]), (b"2", ["<@42>, wo ist der Bahnhof?"]))
     answers = argos.finish(b"1", b"2")
     assert answers[b"1"][0] == ["I'm tired.", ""]
-    assert answers[b"1"][1].startswith("de_en-1.0") and answers[b"1"][2:] == ["", ""]
+    assert answers[b"1"][1] == GERMAN_MODEL and answers[b"1"][2:] == ["", ""]
     assert answers[b"2"][0][0].startswith("<@42>, ")
     assert argos.end() == 0
     assert "loaded de→en" in argos.errors()
@@ -157,7 +157,7 @@ LONG = "Wenn das Wetter morgen gut ist, gehen wir mit den Kindern in den Park un
 
 def test_an_urgent_job_does_not_wait_for_the_batch_of_others(start: Start) -> None:
     core = str(min(os.sched_getaffinity(0)))
-    child = start("--packages", str(EMBEDDED.parent), "--core", core, "--config-json", '{"batch_tokens": 16384}')
+    child = start("--packages", str(GERMAN.parent), "--core", core, "--config-json", '{"batch_tokens": 16384}')
     assert child.receive()[0] == "ready"
     many = [number.to_bytes(2, "big") for number in range(300)]
     child.jobs(*[(key, [LONG.format(int.from_bytes(key))]) for key in many])
@@ -174,7 +174,7 @@ def test_an_urgent_job_does_not_wait_for_the_batch_of_others(start: Start) -> No
 
 
 def test_a_suspect_is_worked_on_with_nothing_beside_it(start: Start) -> None:
-    child = start("--packages", str(EMBEDDED.parent), "--config-json", '{"batch_tokens": 16384}')
+    child = start("--packages", str(GERMAN.parent), "--config-json", '{"batch_tokens": 16384}')
     assert child.receive()[0] == "ready"
     child.jobs(*[(bytes((number,)), [LONG.format(number)]) for number in range(100)])
     assert child.receive()[0] == "begin"
@@ -194,7 +194,7 @@ class BrokenModel(ArgosEngine):
 def test_an_error_in_the_background_costs_its_jobs_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as executor:
-        worker = Worker(theirs, BrokenModel([open_package(EMBEDDED)], EngineConfig()))
+        worker = Worker(theirs, BrokenModel([open_package(GERMAN)], EngineConfig()))
         serving = executor.submit(worker.serve)
         parent = Parent(ours, subprocess.Popen([sys.executable, "-c", ""], stderr=subprocess.PIPE))
         try:
@@ -318,9 +318,9 @@ def test_an_interrupt_in_the_terminal_does_not_end_it(echo: Parent) -> None:
     ("options", "words"),
     [
         (["--packages", "no/such/folder"], "no Argos package"),
-        (["--packages", str(EMBEDDED.parent), "--routes", "fr→de"], "fr→de"),
-        (["--packages", str(EMBEDDED.parent), "--config-json", '{"beam_size": 0}'], "beam_size"),
-        (["--packages", str(EMBEDDED.parent), "--config-json", '{"compute_type": "int3"}'], "int3"),
+        (["--packages", str(GERMAN.parent), "--routes", "fr→de"], "fr→de"),
+        (["--packages", str(GERMAN.parent), "--config-json", '{"beam_size": 0}'], "beam_size"),
+        (["--packages", str(GERMAN.parent), "--config-json", '{"compute_type": "int3"}'], "int3"),
         (["--core", "4095"], "core 4095 cannot be used"),
     ],
 )
@@ -333,8 +333,8 @@ def test_what_cannot_be_opened_is_said_in_one_line(start: Start, options: list[s
 
 
 def test_a_broken_package_is_said_in_one_line(start: Start, tmp_path: Path) -> None:
-    shutil.copytree(EMBEDDED, tmp_path / EMBEDDED.name)
-    (tmp_path / EMBEDDED.name / "model" / "model.bin").write_bytes(b"\x00" * 100)
+    shutil.copytree(GERMAN, tmp_path / GERMAN.name)
+    (tmp_path / GERMAN.name / "model" / "model.bin").write_bytes(b"\x00" * 100)
     parent = start("--packages", str(tmp_path))
     kind, detail = parent.receive()
     assert kind == "broken" and str(tmp_path) in detail and "\n" not in detail
@@ -399,7 +399,7 @@ def test_memory_stays_within_its_bound(argos: Parent) -> None:
     assert all(answers[key][0] for key in keys)
     status = Path(f"/proc/{argos.process.pid}/status").read_text()
     peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    size = sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in GERMAN.rglob("*") if file.is_file())
     assert peak <= 2.5 * size + 120 * 2**20
 
 
@@ -409,6 +409,6 @@ def test_where_memory_may_not_be_executable_it_says_so_and_translates_no_nonsens
     if subprocess.run([sys.executable, "-c", deny], check=False, timeout=LIMIT_S).returncode:
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
     run = f"{deny}; import runpy; sys.argv.pop(0); runpy.run_module('dolmetsch.worker', run_name='__main__')"
-    child = start("--packages", str(EMBEDDED), program=("-c", run, "worker"))
+    child = start("--packages", str(GERMAN), program=("-c", run, "worker"))
     kind, why = child.receive()
     assert kind == "broken" and "MemoryDenyWriteExecute" in why

@@ -1,0 +1,10 @@
+"""The packages that ship with the project, whatever their versions."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dolmetsch.packages import EMBEDDED, open_package
+
+(GERMAN,) = EMBEDDED.glob("translate-de_en-*")  # German to English
+GERMAN_MODEL: Final = open_package(GERMAN).model_version
