@@ -37,7 +37,8 @@ from dolmetsch.download import DEFAULT_INDEX, Say, fetch, forget, read_index
 from dolmetsch.errors import PackageError
 
 EMBEDDED: Final = IMPORT_ROOT / "models"
-DIGEST_BYTES: Final = 1 << 20  # read from each end of model.bin for model_version
+SHORTLIST: Final = "vmap.txt"  # CTranslate2's name for it
+DIGEST_BYTES: Final = 1 << 20  # read from each end of model.bin for model_version, and from the start of a shortlist
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,11 @@ class Package:
     @property
     def model_path(self) -> Path:
         return self.path / "model"
+
+    @property
+    def has_shortlist(self) -> bool:
+        """Whether it says which target pieces a source piece may become: fewer are scored then."""
+        return (self.model_path / SHORTLIST).is_file()
 
     @property
     def uses_bpe(self) -> bool:
@@ -161,6 +167,10 @@ def _model_version(path: Path, metadata: Metadata) -> str:
         digest.update(file.read(DIGEST_BYTES))
         file.seek(max(0, size - DIGEST_BYTES))
         digest.update(file.read(DIGEST_BYTES))
+    shortlist = path / "model" / SHORTLIST
+    if shortlist.is_file():
+        with shortlist.open("rb") as file:
+            digest.update(file.read(DIGEST_BYTES))
     return f"{metadata.from_code}_{metadata.to_code}-{metadata.package_version}-{digest.hexdigest()}"
 
 

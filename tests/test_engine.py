@@ -24,7 +24,7 @@ from dolmetsch.decoder import (
 )
 from dolmetsch.engine import ECHO_JOBS, ArgosEngine, Batch, EchoEngine, Engine, Outcome
 from dolmetsch.errors import ConfigError, PackageError
-from dolmetsch.packages import Package, open_package
+from dolmetsch.packages import SHORTLIST, Package, open_package
 from dolmetsch.segment import parse
 from dolmetsch.tokenizer import BpeTokenizer, Merges, open_tokenizer
 from tests.embedded import GERMAN
@@ -433,6 +433,18 @@ def test_a_target_prefix_leads_the_output_and_is_taken_off(package: Package, cop
     tokens = translator.translate_batch([row], target_prefix=[["▁The"]], beam_size=2)[0].hypotheses[0]
     assert tokens[0] == "▁The"
     assert translate(ArgosEngine([prefixed], EngineConfig()), OTHER) == (pieces.decode(tokens[1:]),)
+
+
+def test_the_shortlist_of_a_package_bounds_what_is_said(copy_package: CopyPackage) -> None:
+    package = copy_package("de", "en")
+    plain = package.path / "model" / SHORTLIST
+    plain.write_text("\t▁Tom ▁Mary .\n")
+    bounded = open_package(package.path)
+    assert bounded.model_version != package.model_version  # another model: it may say something else
+    (text,) = translate(ArgosEngine([bounded], EngineConfig()), "Ich bin müde.")
+    assert set(text.replace(".", " ").split()) <= {"Tom", "Mary"}
+    plain.unlink()
+    assert translate(ArgosEngine([package], EngineConfig()), "Ich bin müde.") == ("I'm tired.",)
 
 
 def test_only_the_packages_used_last_stay_loaded(

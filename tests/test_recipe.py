@@ -24,6 +24,7 @@ from models.recipe.evaluate import CHAT, CLEAN, Score, Scores, Translator, pertu
 from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
 from models.recipe.pairs import NearDuplicates, Pair, Tally, hold_out, is_useful, plain, read_pairs, select
 from models.recipe.schedule import Plan
+from models.recipe.shortlist import LISTED, is_byte, shortlist, write_shortlist
 from tests.embedded import GERMAN
 
 HOUSE = Path(__file__).parent.parent
@@ -225,6 +226,31 @@ def test_the_clock_decides_when_the_rate_falls_and_nothing_else() -> None:
     assert (falling.fall_from, falling.steps) == (140, 200)
     assert falling.told(150, spent_s=500, minutes=10) == falling
     assert falling.told(160, spent_s=661, minutes=10).done(160)  # the machine became much slower
+
+
+# --- the shortlist ----------------------------------------------------------------------
+
+
+def test_a_piece_may_become_what_its_translations_are_made_of() -> None:
+    rows = [({"▁der", "▁Hund"}, {"▁the", "▁dog"}), ({"▁die", "▁Katze"}, {"▁the", "▁cat"})] * 20
+    rows += [({"▁der", "▁Wiebke"}, {"▁the", "▁Sven"})]
+    bytes_ = [f"<0x{number:02X}>" for number in range(256)]
+    found = shortlist(rows, bytes_)
+    assert found["▁Hund"] == ["▁Hund", "▁dog"]  # "the" says nothing about a dog
+    assert found["▁Wiebke"][0] == "▁Wiebke"
+    assert found[""][:3] == ["▁the", "▁cat", "▁dog"]
+    assert len(found["<0xF0>"]) == 129 and found["<0x5E>"] == ["<0x5E>", "▁"]
+    assert all(len(candidates) <= LISTED + 1 for piece, candidates in found.items() if piece and not is_byte(piece))
+
+
+def test_the_shortlist_is_a_file_that_ctranslate2_reads(tmp_path: Path) -> None:
+    processor = stream.open_pieces(GERMAN / "sentencepiece.model")
+    write_shortlist(tmp_path, SOME, processor, "de")
+    first, *others = (tmp_path / "vmap.txt").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("\t") and all(line.count("\t") == 1 for line in others)
+    once = (tmp_path / "vmap.txt").read_bytes()
+    write_shortlist(tmp_path, SOME, processor, "de")
+    assert (tmp_path / "vmap.txt").read_bytes() == once
 
 
 # --- package and scores -----------------------------------------------------------------

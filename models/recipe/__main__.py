@@ -1,4 +1,4 @@
-"""``python -m models.recipe train`` and ``… evaluate``; ``--help`` says the rest."""
+"""``python -m models.recipe train``, ``… evaluate`` and ``… shortlist``; ``--help`` says the rest."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from models.recipe.train import train  # needs torch
 
         train(options, validation)
+    elif options.command == "shortlist":
+        _shortlist(options, validation)
     else:
         _evaluate(options.package, validation, options.beam)
 
@@ -40,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", parents=[both], help="score packages side by side")
     evaluate.add_argument("package", type=Path, nargs="+", help="a package's folder")
     evaluate.add_argument("--beam", type=int, help="default: dolmetsch's")
+
+    shortlist = commands.add_parser("shortlist", parents=[both], help="add one to a package, or count it anew")
+    shortlist.add_argument("package", type=Path, help="a package's folder")
+    shortlist.add_argument("--corpus", type=Path, nargs="+", required=True, help="the pairs it was trained on")
 
     train = commands.add_parser(
         "train", parents=[both], help="from parallel text to a package; goes on where it stopped"
@@ -64,6 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all cores")
     train.add_argument("--seed", type=int, default=1)
     return parser
+
+
+def _shortlist(options: argparse.Namespace, validation: Sequence[Pair]) -> None:
+    from dolmetsch.packages import open_package
+    from models.recipe.pairs import Tally, training_pairs
+    from models.recipe.pieces import open_pieces
+    from models.recipe.shortlist import write_shortlist
+
+    package = open_package(options.package)
+    pairs = training_pairs(options.corpus, validation, options.reverse, Tally())
+    write_shortlist(package.model_path, pairs, open_pieces(package.tokenizer_path), package.from_code)
+    print(open_package(options.package).model_version)
 
 
 def _evaluate(paths: Sequence[Path], validation: Sequence[Pair], beam: int | None) -> None:

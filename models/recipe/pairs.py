@@ -133,6 +133,11 @@ def select(pairs: Iterable[Pair], validation: Sequence[Pair], tally: Tally) -> I
             yield pair
 
 
+def training_pairs(corpora: Sequence[Path], validation: Sequence[Pair], reverse: bool, tally: Tally) -> list[Pair]:
+    """All that training may see of ``corpora``."""
+    return list(select((pair for path in corpora for pair in read_pairs(path, reverse)), validation, tally))
+
+
 def hold_out(pairs: Sequence[Pair], count: int, rng: random.Random) -> tuple[list[Pair], list[Pair]]:
     """Split ``pairs`` into those to train on and about ``count`` to watch the loss on; no sentence is in both."""
     chosen = rng.sample(pairs, min(count, len(pairs) // 10))

@@ -20,8 +20,9 @@ from models.recipe.evaluate import Scores, Translator, evaluate, table
 from models.recipe.export import agreement, export
 from models.recipe.network import Network, Shape
 from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
-from models.recipe.pairs import Pair, Tally, hold_out, read_pairs, select
+from models.recipe.pairs import Pair, Tally, hold_out, training_pairs
 from models.recipe.pieces import make_pieces, open_pieces, vocabulary
+from models.recipe.shortlist import write_shortlist
 from models.recipe.stream import Stream, encode
 from models.recipe.training import Run, Settings, held_out_batches
 from models.recipe.weights import read_network
@@ -70,16 +71,11 @@ def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
         data=f"{tally}.",
         credits=tuple(dict.fromkeys(credits_of(options.corpus, options.credit) + _inherited(options.start))),
     )
-    return _finish(run, options, pieces, facts, held_out, validation)
+    return _finish(run, options, pieces, facts, pairs, held_out, validation)
 
 
 def _inherited(start: Path | None) -> tuple[str, ...]:
     return credits_in(start) if start else ()
-
-
-def training_pairs(corpora: Sequence[Path], validation: Sequence[Pair], reverse: bool, tally: Tally) -> list[Pair]:
-    """All that training may see of ``corpora``."""
-    return list(select((pair for path in corpora for pair in read_pairs(path, reverse)), validation, tally))
 
 
 def _pieces(options: argparse.Namespace, pairs: Sequence[Pair], codes: tuple[str, str], size: int) -> Path:
@@ -124,6 +120,7 @@ def _finish(
     options: argparse.Namespace,
     pieces: Path,
     facts: Facts,
+    pairs: Sequence[Pair],
     held_out: Sequence[Pair],
     validation: Sequence[Pair],
 ) -> Path:
@@ -144,6 +141,7 @@ def _finish(
     sources = [source for source, _ in encode(held_out[:CHECKED], processor)]
     same = agreement(network, vocabulary(processor), model, sources)
     print(f"CTranslate2 in int8 says what PyTorch says for {same:.0%} of {len(sources)} sentences, greedily")
+    write_shortlist(model, pairs, processor, facts.from_code, options.seed)
     path = write_package(options.out, model, pieces, facts)
     return _score(path, run, facts, validation)
 
