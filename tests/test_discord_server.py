@@ -71,8 +71,11 @@ async def started(server: DiscordServer, wanted: discord.Intents | None = None) 
         if task.done():
             task.result()
         yield bot
+        heartbeat = getattr(bot.ws, "_keep_alive", None)
         await bot.close()
         await task
+        if heartbeat is not None:  # the library's thread, which would speak to a loop that is no more
+            await asyncio.to_thread(heartbeat.join, 10)
 
 
 def tell(story: Story, wanted: discord.Intents | None = None, **options: Any) -> None:
