@@ -46,7 +46,7 @@ from bench.peers import PeerMissing, environment
 from bench.plot import svg
 from bench.processes import DEFAULTS, Processes, embedded, spec
 from bench.report import finish
-from bench.throughput import sentences
+from bench.throughput import round_trip, sentences
 from dolmetsch.child import MALLOC
 from dolmetsch.packages import EMBEDDED
 from dolmetsch.segment import parse
@@ -194,13 +194,7 @@ def cluster_rows(name: str, texts: list[str], cores: Sequence[int], rounds: int)
                 for _ in range(rounds):
                     seconds, row.tokens = alone.run()  # the same model and beam: as many tokens
                     row.beside.append(seconds)
-                    load.answers.clear()
-                    row.seconds.append(load.until_answered(load.packs(texts)))
-                    load.run(iter(()))  # the last acks
-                    failed = [answer.code for answer in load.answers.values() if answer.texts is None]
-                    answered = sum(len(answer.texts or ()) for answer in load.answers.values())
-                    if answered != len(texts) or failed:
-                        raise SystemExit(f"{answered} answers to {len(texts)} texts, failed: {failed[:3]}")
+                    row.seconds.append(round_trip(load, load.packs(texts), len(texts)))
             programs = [psutil.Process(broker.pid), psutil.Process(node.pid), *psutil.Process(node.pid).children()]
             row.rss_mib = sum(one.memory_info().rss for one in programs) / 2**20
         yield row

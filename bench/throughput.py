@@ -88,15 +88,15 @@ def rounds(what: str, figures: list[float], digits: int) -> tuple[str, str, str]
 
 
 def round_trip(load: Load, specs: Iterator[JobSpec], count: int) -> float:
-    """Sentences a second of ``specs``, which hold ``count``. Raises ``SystemExit`` unless all come back, once."""
+    """Seconds to the answers of ``specs``, which hold ``count`` texts. Raises ``SystemExit`` unless all come, once."""
     load.answers.clear()
-    rate = count / load.until_answered(specs)
+    seconds = load.until_answered(specs)
     load.run(iter(()))  # the last acks
     failed = [answer.code for answer in load.answers.values() if answer.texts is None]
     answered = sum(len(answer.texts or ()) for answer in load.answers.values())
     if answered != count or load.duplicates or failed:
         raise SystemExit(f"{answered} translations, {load.duplicates} duplicates, failed: {failed[:3]}")
-    return rate
+    return seconds
 
 
 def main() -> None:
@@ -126,8 +126,8 @@ def main() -> None:
             load.run(load.jobs(texts))
             for _ in range(3 if arguments.quick else 7):
                 limits.append(limit.run())
-                rates.append(round_trip(load, load.packs(texts), len(texts)))
-                singles.append(round_trip(load, load.jobs(texts), len(texts)))
+                rates.append(len(texts) / round_trip(load, load.packs(texts), len(texts)))
+                singles.append(len(texts) / round_trip(load, load.jobs(texts), len(texts)))
         rss_mib = child_rss_mib(node.pid)
     ratios = [rate / alone for rate, alone in zip(rates, limits, strict=True)]
     single_ratios = [rate / alone for rate, alone in zip(singles, limits, strict=True)]

@@ -144,7 +144,7 @@ class Decoder:
                 target_prefix=[prefix] * len(rows) if prefix else None,
                 max_input_length=0,
                 max_decoding_length=max_target_tokens(max(map(len, rows))) + len(prefix),
-                use_vmap=package.has_shortlist,
+                use_vmap=True,  # of a package that has one
                 **options,
             )
         except Exception as error:  # any C++ exception, under whatever name pybind11 gives it

@@ -149,7 +149,8 @@ class LineRun:
             self._end([Line(*line, error=error) for line in pack])
             return
         for line in pack:  # which of them it was, the others need not suffer for
-            self._begin([line])
+            if line[0] >= self._next:
+                self._begin([line])
 
     def _end(self, lines: Iterable[Line]) -> None:
         self._ended |= {line.number: line for line in lines if line.number >= self._next}

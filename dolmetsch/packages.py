@@ -37,7 +37,7 @@ from dolmetsch.download import DEFAULT_INDEX, Say, fetch, forget, read_index
 from dolmetsch.errors import PackageError
 
 EMBEDDED: Final = IMPORT_ROOT / "models"
-SHORTLIST: Final = "vmap.txt"  # CTranslate2's name for it
+SHORTLIST: Final = "vmap.txt"  # CTranslate2's name for which target pieces a source piece may become
 DIGEST_BYTES: Final = 1 << 20  # read from each end of model.bin for model_version, and from the start of a shortlist
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,6 @@ class Package:
     @property
     def model_path(self) -> Path:
         return self.path / "model"
-
-    @property
-    def has_shortlist(self) -> bool:
-        """Whether it says which target pieces a source piece may become: fewer are scored then."""
-        return (self.model_path / SHORTLIST).is_file()
 
     @property
     def uses_bpe(self) -> bool:

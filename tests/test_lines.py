@@ -84,6 +84,13 @@ def test_of_a_pack_that_fails_only_the_lines_at_fault_are_not_translated() -> No
     assert sorted(desk.acked) == sorted(spec.job_id for spec in desk.specs)
 
 
+def test_of_a_pack_that_fails_what_is_written_already_is_not_translated_once_more() -> None:
+    desk = Desk()
+    assert texts(run(desk, ["eins", "bad", "drei"], after=1)) == ["", "DREI"]
+    assert [spec.texts for spec in desk.specs] == [("eins", "bad", "drei"), ("bad",), ("drei",)]
+    assert sorted(desk.acked) == sorted(spec.job_id for spec in desk.specs)
+
+
 def test_a_pack_whose_time_is_over_is_not_tried_again_line_by_line() -> None:
     desk = Desk("deadline")
     written = run(desk, ["eins", "bad"])

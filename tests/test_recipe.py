@@ -21,7 +21,7 @@ from dolmetsch.packages import open_package
 from models.recipe import augment, pairs, plot, stream
 from models.recipe.__main__ import main
 from models.recipe.evaluate import CHAT, CLEAN, Score, Scores, Translator, perturbed, table
-from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
+from models.recipe.package import CREDITS, Facts, archive, card, credits_in, credits_of, write_package
 from models.recipe.pairs import NearDuplicates, Pair, Tally, hold_out, is_useful, plain, read_pairs, select
 from models.recipe.schedule import Plan
 from models.recipe.shortlist import LISTED, is_byte, shortlist, write_shortlist
@@ -278,6 +278,8 @@ def test_credit_is_passed_on_with_the_weights(tmp_path: Path) -> None:
     tatoeba, europarl, _ = credits_in(GERMAN)
     assert "tatoeba.org" in tatoeba and "CC BY 2.0 FR" in tatoeba and "Europarl: Philipp Koehn" in europarl
     assert "write here" in credits_in(tmp_path)[0]
+    (tmp_path / "README.md").write_text(card(replace(FACTS, credits=(CREDITS["tatoeba"], europarl)), None, []))
+    assert credits_in(tmp_path) == (CREDITS["tatoeba"], europarl)  # however often it is passed on
 
 
 def test_perturbed_copies_are_always_the_same_and_keep_their_references() -> None:

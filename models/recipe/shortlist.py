@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from dolmetsch.packages import SHORTLIST
 from models.recipe.augment import careless, lower_case
 from models.recipe.pairs import Pair
 from models.recipe.pieces import vocabulary
@@ -25,7 +26,6 @@ from models.recipe.pieces import vocabulary
 LISTED: Final = 60  # target pieces for one of the source
 ALWAYS: Final = 300  # the most frequent are candidates in any sentence
 SAMPLE: Final = 300_000  # pairs it is counted in, at most
-FILE: Final = "vmap.txt"
 SPACE: Final = "▁"  # before a word in bytes it is a piece of its own
 FIRST_BYTE: Final = 0xC2  # a character of several bytes begins with this one or a higher one (RFC 3629)
 
@@ -36,7 +36,7 @@ def write_shortlist(model: Path, pairs: Sequence[Pair], processor: Any, from_cod
     rows = _rows(rng.sample(pairs, min(SAMPLE, len(pairs))), processor, from_code == "de", rng)
     found = shortlist(rows, [piece for piece in vocabulary(processor) if is_byte(piece)])
     lines = [f"{piece}\t{' '.join(candidates)}\n" for piece, candidates in found.items()]
-    (model / FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
+    (model / SHORTLIST).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def shortlist(rows: Iterable[tuple[set[str], set[str]]], byte_pieces: Sequence[str]) -> dict[str, list[str]]:
