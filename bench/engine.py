@@ -113,7 +113,8 @@ class Row:
 
     def part_of(self, base: Row) -> float:
         """How many times as fast it is as the limit: its own, else ``base``, round by round."""
-        limits = self.beside or [seconds * len(self.texts) / len(base.texts) for seconds in base.seconds]
+        part = sum(map(len, self.texts)) / sum(map(len, base.texts))
+        limits = self.beside or [part * seconds for seconds in base.seconds]
         return statistics.median(limit / own for limit, own in zip(limits, self.seconds, strict=True))
 
     def round(self, cores: Sequence[int]) -> None:

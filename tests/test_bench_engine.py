@@ -39,6 +39,7 @@ def test_each_round_is_compared_with_that_of_the_limit_beside_it() -> None:
     limit = row("s: " + engine.LIMIT, [1.0, 2.0, 1.0])
     assert row("s: a", [2.0, 4.0, 2.0]).part_of(limit) == 0.5
     assert row("s: our cluster, 1 child", [2.0, 2.0, 2.0], beside=[1.8, 1.8, 1.8]).part_of(limit) == pytest.approx(0.9)
+    assert row("s: half the texts", [1.0, 2.0, 1.0], texts=5).part_of(limit) == 0.5
     assert limit.per_s == 10.0
 
 
