@@ -4,7 +4,8 @@
         ...                       # whatever the cluster has to bear
     load.assert_each_exactly_once()
 
-It runs in a thread with a loop of its own. On leaving, no more jobs are sent, and the answers still due are waited for.
+It runs in a thread with a loop of its own. On leaving, no more jobs are sent once there were enough to mean something,
+and the answers still due are waited for.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ DEADLINE_S: Final = 240.0  # of a job: longer than any outage that a test makes
 BURST_S: Final = 0.25  # jobs come a few at a time, as people's and files' do: one by one they would all go to one node
 SAMPLE_S: Final = 0.1
 STATUS_S: Final = 1.0
+LEAST: Final = 50  # jobs that a load is never shorter than: an empty one would pass every test
 
 
 class Sample(NamedTuple):
@@ -81,8 +83,12 @@ class SteadyLoad:
     ) -> None:
         if kind is not None:
             self._finish_s = 0.0  # the test has failed already
-        self._stop.set()
-        self._thread.join(self._finish_s + 15)
+        try:
+            if kind is None and self._thread.is_alive():
+                wait_for(lambda: len(self.jobs) >= LEAST, 15 + LEAST / self._per_s, f"{LEAST} jobs sent")
+        finally:
+            self._stop.set()
+            self._thread.join(self._finish_s + 15)
         if kind is None:
             if self._thread.is_alive():
                 raise HostError("the load does not end")
@@ -145,10 +151,10 @@ class SteadyLoad:
         """The longest time a job took."""
         return max(job.ended_at - job.at for job in self.jobs.values())
 
-    def assert_each_exactly_once(self, least: int = 50) -> None:
-        """Every job that was sent has one answer, with a translation; ``least`` keeps an empty load from passing."""
+    def assert_each_exactly_once(self) -> None:
+        """Every job that was sent has one answer, with a translation, and there were ``LEAST`` at least."""
         jobs = list(self.jobs.values())
-        assert len(jobs) >= least
+        assert len(jobs) >= LEAST
         assert [job.text for job in jobs if not job.ends] == [], "lost"
         assert [job.text for job in jobs if len(job.ends) > 1] == [], "answered twice"
         assert self.strays == []
