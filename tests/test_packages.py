@@ -30,10 +30,11 @@ from hypothesis import strategies as st
 
 from dolmetsch import archive, download, packages, store
 from dolmetsch.errors import PackageError
-from tests.embedded import GERMAN
+from tests.embedded import ENGLISH, GERMAN
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = json.loads((GERMAN / "metadata.json").read_text())
+VERSION = METADATA["package_version"]
 DEADLINE_S = 60.0
 
 
@@ -117,7 +118,7 @@ class Server(ThreadingHTTPServer):
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
 
-    def offer(self, data: bytes, version: str = "1.0", **more: Any) -> str:
+    def offer(self, data: bytes, version: str = VERSION, **more: Any) -> str:
         """Put one package and an index of it on the server; the index's URL."""
         self.files["/package"] = data
         entry = METADATA | {"package_version": version, "links": [self.url("/package")]} | more
@@ -179,28 +180,24 @@ def closed_port() -> int:
 # --- finding ---------------------------------------------------------------------------------
 
 
-def test_the_embedded_package_is_found_alone() -> None:
-    (package,) = packages.find_packages()
-    assert (package.route, package.version, package.embedded, package.uses_bpe) == (
-        "de→en",
-        "1.0",
-        True,
-        False,
-    )
+def test_the_embedded_packages_are_found_alone() -> None:
+    package, back = packages.find_packages()
+    assert (back.route, back.path, back.embedded) == ("en→de", ENGLISH, True)
+    assert (package.route, package.version, package.embedded, package.uses_bpe) == ("de→en", VERSION, True, False)
     assert (package.from_name, package.to_name, package.target_prefix) == ("German", "English", "")
     assert package.path == GERMAN
     assert package.tokenizer_path.is_file() and (package.model_path / "model.bin").is_file()
-    assert re.fullmatch(r"de_en-1\.0-[0-9a-f]{8}", package.model_version)
+    assert re.fullmatch(rf"de_en-{re.escape(VERSION)}-[0-9a-f]{{8}}", package.model_version)
 
 
 def test_order_of_places_and_versions(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argos = tmp_path / "xdg" / "argos-translate" / "packages"
     theirs = place(argos, "2.0")
-    assert [package.path for package in packages.find_packages()] == [theirs]
+    assert [package.path for package in packages.find_packages()] == [theirs, ENGLISH]
     older, newer = place(home, "1.9"), place(home, "1.10")
     french = place(home, "1.0", "fr", "en")
-    assert [package.path for package in packages.find_packages()] == [newer, french]
-    assert [package.path for package in packages.every_package()] == [newer, older, theirs, GERMAN, french]
+    assert [package.path for package in packages.find_packages()] == [newer, ENGLISH, french]
+    assert [package.path for package in packages.every_package()] == [newer, older, theirs, GERMAN, ENGLISH, french]
     monkeypatch.setenv("ARGOS_PACKAGES_DIR", str(tmp_path / "elsewhere"))
     assert theirs not in [package.path for package in packages.every_package()]
     assert [package.path for package in packages.find_packages([argos])] == [theirs]
@@ -241,7 +238,7 @@ def test_a_broken_folder_warns_and_hides_nothing(
     bad = place(home, "2.0")
     breaker(bad)
     with caplog.at_level(logging.WARNING):
-        assert [package.path for package in packages.find_packages()] == [good]
+        assert [package.path for package in packages.find_packages()] == [good, ENGLISH]
     (record,) = caplog.records
     assert str(bad) in record.getMessage() and "\n" not in record.getMessage()
 
@@ -266,22 +263,23 @@ def test_importing_is_light() -> None:
 def test_install_list_verify_remove(whole: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert packages.main(["install", str(whole)]) == 0
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "de→en 1.0 is installed in" in out and "next start" in out
+    assert out.count("\n") == 1 and f"de→en {VERSION} is installed in" in out and "next start" in out
     assert visible(home) == [GERMAN.name] and not temporary(home)
-    (package,) = packages.find_packages()
+    package, _ = packages.find_packages()
     assert not package.embedded and package.model_version == packages.open_package(GERMAN).model_version
 
     assert packages.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] + line.split()[3:5] for line in lines[1:]] == [
-        ["de→en", "1.0", "installed", "used"],
-        ["de→en", "1.0", "embedded", "shadowed"],
+        ["de→en", VERSION, "installed", "used"],
+        ["de→en", VERSION, "embedded", "shadowed"],
+        ["en→de", packages.open_package(ENGLISH).version, "embedded", "used"],
     ]
     assert packages.main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["where"] for row in rows] == [str(package.path), str(GERMAN)]
+    assert [row["where"] for row in rows] == [str(package.path), str(GERMAN), str(ENGLISH)]
     assert packages.main(["verify"]) == 0
-    assert "de→en 1.0 loads and translates" in capsys.readouterr().out
+    assert f"de→en {VERSION} loads and translates" in capsys.readouterr().out
 
     assert packages.main(["remove", "de", "en"]) == 0
     assert f"nodes use {GERMAN}" in capsys.readouterr().out
@@ -320,7 +318,7 @@ def test_weights_that_do_not_load_change_nothing(
     bad = zip_package(tmp_path / "bad.argosmodel", METADATA | {"package_version": "2.0"}, weights=weights or half)
     assert packages.main(["install", str(bad)]) == 1
     assert "error: package does not load: " in capsys.readouterr().err
-    assert packages.find_packages() == [before]
+    assert packages.find_packages()[0] == before
     assert visible(home) == [before.path.name] and not temporary(home)
 
 
@@ -676,7 +674,7 @@ def test_install_from_an_index(
 ) -> None:
     monkeypatch.setenv("DOLMETSCH_INDEX", server.offer(whole.read_bytes()))
     assert packages.main(["install", "de", "en"]) == 0
-    assert "de→en 1.0 is installed in" in capsys.readouterr().out
+    assert f"de→en {VERSION} is installed in" in capsys.readouterr().out
     assert visible(home) == [GERMAN.name]
     assert list((home / store.DOWNLOADS).iterdir()) == []
     assert packages.main(["install", "de", "en"]) == 0  # nothing newer: nothing is fetched
@@ -780,7 +778,7 @@ def test_a_bad_download_is_not_kept(server: Server, whole: Path, home: Path) -> 
         packages.install("de", "en", url)
     assert list((home / store.DOWNLOADS).iterdir()) == [] and visible(home) == []
     server.files["/package"] = whole.read_bytes()
-    assert packages.install("de", "en", url).version == "1.0"
+    assert packages.install("de", "en", url).version == VERSION
 
 
 def test_a_download_over_the_cap_is_refused(

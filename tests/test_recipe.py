@@ -275,7 +275,7 @@ def test_the_card_gives_credit_and_figures() -> None:
 
 
 def test_credit_is_passed_on_with_the_weights(tmp_path: Path) -> None:
-    tatoeba, europarl, _ = credits_in(GERMAN)
+    tatoeba, europarl = credits_in(GERMAN)
     assert "tatoeba.org" in tatoeba and "CC BY 2.0 FR" in tatoeba and "Europarl: Philipp Koehn" in europarl
     assert "write here" in credits_in(tmp_path)[0]
     (tmp_path / "README.md").write_text(card(replace(FACTS, credits=(CREDITS["tatoeba"], europarl)), None, []))
@@ -292,7 +292,7 @@ def test_perturbed_copies_are_always_the_same_and_keep_their_references() -> Non
 
 def test_a_package_is_asked_as_dolmetsch_asks_it() -> None:
     translator = Translator(open_package(GERMAN))
-    assert translator.translate(["Guten Morgen", "", "Ich habe Hunger."]) == ["Good morning", "", "I'm hungry."]
+    assert translator.translate(["Guten Morgen.", "", "Ich habe Hunger."]) == ["Good morning.", "", "I'm hungry."]
     assert translator.tokens_per_s(["Guten Morgen"] * 3) > 0
 
 
