@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -27,16 +28,21 @@ READY_S: Final = 60.0
 END_S: Final = 15.0
 
 
+# Below Linux's ports for outgoing connections (from 32 768), one of which could come between the choice and its use; a
+# part for each process, so that tests that run side by side do not choose the same.
+PORTS: Final = 16_000
+PARTS: Final = 20
+_turns = itertools.count()
+
+
 def free_port() -> int:
     """A port that nobody listens on now, nor on the next two: a broker's telemetry and its door."""
-    for _ in range(100):
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                two.bind(("127.0.0.1", port + 1))
-                three.bind(("127.0.0.1", port + 2))
-                return port
+    for turn in itertools.islice(_turns, 200):
+        port = PORTS + os.getpid() % PARTS * 600 + turn % 200 * 3
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three, contextlib.suppress(OSError):
+            for number, each in enumerate((one, two, three)):
+                each.bind(("127.0.0.1", port + number))
+            return port
     raise RuntimeError("no three free ports in a row")
 
 
@@ -125,11 +131,13 @@ class Cluster:
         return asyncio.run(ask())
 
     def wait_listening(self) -> None:
-        """Wait until the broker listens. Raises ``NoBroker``."""
+        """Wait until the broker listens. Raises ``NoBroker``, and ``RuntimeError`` when it has ended."""
         until = time.monotonic() + READY_S
         while "listening" not in self.log("broker"):
             if time.monotonic() > until:
                 raise NoBroker(self.address, READY_S)
+            if self.programs["broker"].poll() is not None:
+                raise RuntimeError(f"the broker has ended: {self.log('broker')[-1000:]}")
             time.sleep(0.02)
 
     def wait_ready(self, nodes: int, workers: int | None = None) -> Status:

@@ -263,7 +263,7 @@ def test_an_address_that_is_none(cluster: Cluster) -> None:
 
 def test_a_port_in_use(cluster: Cluster, tmp_path: Path) -> None:
     cluster.broker()
-    wait_until(lambda: "listening" in cluster.log("broker"), 20, "the broker listens")
+    cluster.wait_listening()
     ended = command("broker.py", "--bind", cluster.address, "--ledger", str(tmp_path / "other"), cluster=cluster)
     assert_one_clear_line(ended, "is in use", "--bind")
     ended = command(

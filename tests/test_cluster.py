@@ -190,7 +190,7 @@ def test_a_node_that_is_asked_to_end_finishes_what_it_holds(cluster: Cluster) ->
 
 def test_queued_jobs_survive_a_broker_that_is_asked_to_end(cluster: Cluster) -> None:
     cluster.broker()
-    wait_until(lambda: "listening" in cluster.log("broker"), 20, "the broker listens")
+    cluster.wait_listening()
     with Load(cluster.address, window=500) as load:
         load.post(load.jobs(["Guten Morgen"] * 500), 500)
         assert cluster.end("broker") == 0
@@ -201,7 +201,7 @@ def test_queued_jobs_survive_a_broker_that_is_asked_to_end(cluster: Cluster) -> 
 
 def test_memory_of_the_broker_with_a_hundred_thousand_jobs(cluster: Cluster) -> None:
     broker = cluster.broker()
-    wait_until(lambda: "listening" in cluster.log("broker"), 20, "the broker listens")
+    cluster.wait_listening()
     with Load(cluster.address) as load:
         load.post(load.jobs([f"{n:06d} " + "Wörter " * 27 + "Ende." for n in range(100_000)]), 100_000)
     assert cluster.status().queued_bulk == 100_000

@@ -74,7 +74,7 @@ class Owner(Computer):
 
     def start(self) -> None:
         self.cluster.broker()
-        wait_until(lambda: "listening" in self.cluster.log("broker"), 20, "the broker listens")
+        self.cluster.wait_listening()
 
     def command(self, *arguments: str) -> str:
         ended = self.run("broker.py", *arguments)
