@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """What the HTTP gateway carries: 2 000 real sentences from 32 clients at once, beside the terminal gateway.
 
-    python bench/http.py [--quick] [--libretranslate URL]
+    python bench/http.py [--quick] [--cores 0,1] [--libretranslate URL]
 
 One broker, one node with a pinned child a core, one HTTP gateway, real processes and sockets on this computer; the
 clients are a process of their own on the same cores. Each client sends its next request when it has its answer: once a
 sentence a request, once 16. In turn with them the terminal gateway translates a file of the same sentences; the time
 that it takes to start is taken off, so that what is compared is work. A gateway without HTTP that has 32 sentences on
 their way shows how much of the difference is not HTTP: children get smaller batches then. The broker's result cache is
-off, and so are limits.
+off, and so are limits. --cores are the children's; with fewer than all of them the gateways, the broker and the
+clients keep to the others, as they do where the nodes are other computers.
 
 With --libretranslate the same clients ask that server instead, and nothing of dolmetsch is started.
 """
@@ -39,7 +40,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from bench.cluster import Cluster, command, free_port
+from bench.cluster import Cluster, command, free_port, leave
 from bench.load import Load
 from bench.report import finish
 from bench.throughput import sentences
@@ -174,16 +175,19 @@ def direct(cluster: Cluster) -> float:
         return len(texts) / load.until_answered(load.jobs(texts))
 
 
-def whole_cluster(quick: bool) -> Figures:
+def whole_cluster(quick: bool, cores: list[int]) -> Figures:
     """A cluster on this computer: its HTTP gateway, its terminal gateway, and neither."""
-    cores = sorted(os.sched_getaffinity(0))
     rounds, lines = (3, 2000) if quick else (7, 8000)
     figures = Figures()
     with Cluster() as cluster:
         cluster.environment["DOLMETSCH_SCHEDULER_CACHE_BYTES"] = "0"
-        cluster.broker()
         count = str(len(cores))
-        cluster.node("node", "--min-workers", count, "--max-workers", count, "--packages", str(EMBEDDED))
+        cluster.node(
+            "node", "--cores", ",".join(map(str, cores)), "--min-workers", count, "--max-workers", count,
+            "--packages", str(EMBEDDED),
+        )  # fmt: skip
+        leave(cores)
+        cluster.broker()
         cluster.wait_ready(1, len(cores))
         url = start_gateway(cluster)
         Figures().ask(url, "")  # warm
@@ -209,6 +213,7 @@ def main() -> None:
     """Run it and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under 40 seconds")
+    parser.add_argument("--cores", default=",".join(map(str, sorted(os.sched_getaffinity(0)))), help="for example 0,1")
     parser.add_argument("--libretranslate", metavar="URL", help="measure this server instead")
     parser.add_argument("--key", default="", help="its API key")
     parser.add_argument("--load", metavar="URL", help=argparse.SUPPRESS)
@@ -222,7 +227,7 @@ def main() -> None:
         for _ in range(1 if arguments.quick else 3):
             found.ask(arguments.libretranslate, arguments.key)
     else:
-        found = whole_cluster(arguments.quick)
+        found = whole_cluster(arguments.quick, [int(core) for core in arguments.cores.split(",")])
     rows = [
         ("what", "sentences/s", "ms a request, p50 / p95", "rounds"),
         row("HTTP, one sentence a request", found.singles),
@@ -249,7 +254,7 @@ def main() -> None:
             "ratio_to_terminal": round(single, 3),
             "list_ratio_to_terminal": round(many, 3),
         }
-    where = arguments.libretranslate or "a cluster on this computer"
+    where = arguments.libretranslate or f"a cluster on this computer, children on cores {arguments.cores}"
     finish(
         f"http: {len(sentences())} sentences, {CLIENTS} clients, {where}", rows, figures | {"quick": arguments.quick}
     )

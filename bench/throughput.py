@@ -6,7 +6,8 @@
 The limit is CTranslate2 by itself in one process: the same cores, package, beam, batch size and compute type, one
 thread a core, all sentences tokenised and sorted by length beforehand. The cluster does everything: gateway, broker
 with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off. It gets the
-sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own.
+sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own. With fewer
+--cores than there are, gateway and broker keep to the others, as where nodes are other computers.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from bench.cluster import HOUSE, Cluster
+from bench.cluster import HOUSE, Cluster, leave
 from bench.load import Load
 from bench.report import finish
 from dolmetsch.config import EngineConfig
@@ -49,6 +50,7 @@ class Limit:
 
     def __init__(self, texts: list[str], cores: list[int], config: EngineConfig) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
+        mine = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores)
         import ctranslate2
         import sentencepiece
@@ -62,7 +64,7 @@ class Limit:
             str(package.model_path), device="cpu", inter_threads=len(cores), intra_threads=1,
             compute_type=config.compute_type,
         )  # fmt: skip
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # its threads keep their cores; the rest of us need not
+        os.sched_setaffinity(0, mine)  # its threads keep their cores; the rest of us need not
 
     def run(self) -> float:
         """Sentences a second."""
@@ -113,12 +115,13 @@ def main() -> None:
     singles: list[float] = []
     with Cluster() as cluster:
         cluster.environment["DOLMETSCH_SCHEDULER_CACHE_BYTES"] = "0"
-        cluster.broker()
         count = str(len(cores))
         packages = ("--packages", str(EMBEDDED))
         node = cluster.node(
             "node", "--cores", arguments.cores, "--min-workers", count, "--max-workers", count, *packages
         )
+        leave(cores)
+        cluster.broker()
         cluster.wait_ready(1, len(cores))
         limit = Limit(texts, cores, config)
         with Load(cluster.address) as load:

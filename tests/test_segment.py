@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dolmetsch import sentences
 from dolmetsch.errors import LocalError
-from dolmetsch.segment import MAX_SEGMENT_CHARS, STAND_INS, Document, Emphasis, parse
+from dolmetsch.segment import MAX_SEGMENT_CHARS, STAND_INS, Document, Emphasis, Segment, parse
 from dolmetsch.sentences import sentence_ends
 
 SPANS = (
@@ -170,6 +170,27 @@ def test_more_spans_than_stand_ins_are_cut() -> None:
     (segment,) = parse(fewer, "de").segments
     assert [stand_in for stand_in, _ in segment.spans] == list(STAND_INS)
     assert translate(parse(text, "de"), str) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "made", "kept"),
+    [
+        ("Guten Morgen", "Good morning.", "Good morning"),
+        ("Guten Morgen.", "Good morning.", "Good morning."),
+        ("Es ist 7 Uhr", "It's 7. ", "It's 7"),
+        ("Kommst du mit", "Are you coming?", "Are you coming?"),
+        ("Wichtig:", "It's important.", "It's important:"),
+        ("Um 8 Uhr", "At 8 a.m.", "At 8 a.m."),
+        ("Na ja", "Well...", "Well..."),
+        ("„Guten Morgen“, sagte er (leise)", "He said.", "He said."),
+    ],
+)
+def test_a_full_stop_of_the_models_own_is_taken_off(source: str, made: str, kept: str) -> None:
+    assert Segment(source).restore(made) == kept
+
+
+def test_a_full_stop_is_taken_off_before_a_span() -> None:
+    assert Segment("Das ist für Tom", (("Tom", "<@1>"),)).restore("It's for Tom.") == "It's for <@1>"
 
 
 def test_restore_wants_every_stand_in_exactly_once() -> None:
