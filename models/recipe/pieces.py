@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,35 @@ def open_pieces(path: Path) -> Any:
     import sentencepiece
 
     return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def splits(processor: Any) -> dict[int, list[tuple[int, int]]]:
+    """For each piece, the pairs of pieces that make it up."""
+    ids = {piece: number for number, piece in enumerate(vocabulary(processor)) if not piece.startswith("<")}
+    found = {
+        number: [
+            (ids[piece[:at]], ids[piece[at:]]) for at in range(1, len(piece)) if piece[:at] in ids and piece[at:] in ids
+        ]
+        for piece, number in ids.items()
+    }
+    return {number: pairs for number, pairs in found.items() if pairs}
+
+
+def split_some(
+    row: Sequence[int], pairs: Mapping[int, Sequence[tuple[int, int]]], share: float, rng: random.Random
+) -> list[int]:
+    """``row`` with that share of its pieces cut in two, at random: a word is learnt from all of its parts.
+
+    Source: Provilkov et al. 2020, "BPE-Dropout: Simple and Effective Subword Regularization", done here to the
+    pieces of a unigram vocabulary.
+    """
+    made: list[int] = []
+    for number in row:
+        if number in pairs and rng.random() < share:
+            made += rng.choice(pairs[number])
+        else:
+            made.append(number)
+    return made
 
 
 def vocabulary(processor: Any) -> list[str]:

@@ -19,10 +19,11 @@ from typing import Any, Final, NamedTuple
 
 from models.recipe.augment import augment
 from models.recipe.pairs import Pair
-from models.recipe.pieces import BOS, EOS, open_pieces
+from models.recipe.pieces import BOS, EOS, open_pieces, split_some, splits
 
 SHARD_PAIRS: Final = 20_000
 LONGEST_TOKENS: Final = 200  # of one side; dolmetsch cuts longer sources
+SPLIT: Final = 0.1  # of a source's pieces are cut in two
 
 Ids = list[int]
 
@@ -78,15 +79,21 @@ class Stream:
         self._batch_tokens = batch_tokens
         self._seed = seed
         self._processor: Any = None
+        self._splits: dict[int, list[tuple[int, int]]] = {}
 
     def shard(self, number: int) -> list[Batch]:
-        self._processor = self._processor or open_pieces(self._pieces)
+        if self._processor is None:
+            self._processor = open_pieces(self._pieces)
+            self._splits = splits(self._processor)
         in_epoch = -(-len(self._pairs) // SHARD_PAIRS)
         epoch, part = divmod(number, in_epoch)
         order = _order(len(self._pairs), f"{self._seed} epoch {epoch}")[part * SHARD_PAIRS : (part + 1) * SHARD_PAIRS]
         rng = random.Random(f"{self._seed} shard {number}")
         chat = [augment(self._pairs[at], rng.choice(self._pairs), rng, self._codes) for at in order]
-        batches = pack(encode(chat, self._processor), self._batch_tokens)
+        rows = encode(chat, self._processor)
+        batches = pack(
+            [(split_some(row, self._splits, SPLIT, rng), target) for row, target in rows], self._batch_tokens
+        )
         rng.shuffle(batches)
         return batches
 

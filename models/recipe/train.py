@@ -40,7 +40,7 @@ SHAPES: Final = {
 }
 SETTINGS: Final = {
     "tiny": Settings(batch_tokens=400, peak=3e-3, warmup=10, save_every=10),
-    "small": Settings(batch_tokens=4_000, peak=1.5e-3, warmup=300, save_every=100),
+    "small": Settings(batch_tokens=4_000, peak=1.5e-3, warmup=300, save_every=100, dropout=0.2),
     "large": Settings(batch_tokens=16_000, peak=7e-4, warmup=2_000, save_every=500, dropout=0.25, helpers=4),
 }
 

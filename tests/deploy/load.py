@@ -137,7 +137,10 @@ class SteadyLoad:
             nodes = self.status.nodes if self.status is not None else ()
             return any(one.name == node and one.jobs_done for one in nodes)
 
-        wait_for(worked, within_s, f"work that {node} has done")
+        try:
+            wait_for(worked, within_s, f"work that {node} has done")
+        except HostError as error:
+            raise HostError(f"{error}; the last that was seen: {self.status and self.status.nodes}") from None
 
     def fewest_ready(self) -> int:
         """The smallest number of nodes that could be given work.
