@@ -37,6 +37,7 @@ UNKNOWN: Final = "<unk>"  # what CTranslate2 writes for a word that is not in th
 
 TRANSLATORS_KEPT: Final = 2  # loaded models in one child: both passes of a route through English
 TOKENIZERS_KEPT: Final = 8  # they take a few MB each
+WARM_UP: Final = "OK, 1 2 3."  # in any language
 AT_ONCE: Final = 2  # batches: a long one, and an urgent one beside it; they share the weights
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,8 @@ class Decoder:
         self._tokenizers = _Shelf(TOKENIZERS_KEPT, open_tokenizer)
 
     def warm(self, package: Package) -> None:
-        self._tokenizers.get(package)
-        self._translators.get(package)
+        """Load it, and translate something: the first batch takes ten times as long as the next."""
+        self.translate(package, self.encode(package, [WARM_UP])[0], again=False)
 
     def encode(self, package: Package, sources: Sequence[str]) -> list[list[Tokens]]:
         """Each of ``sources`` as chunks of at most MAX_SOURCE_TOKENS; no chunk when there is nothing to translate."""

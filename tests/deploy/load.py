@@ -121,7 +121,7 @@ class SteadyLoad:
         try:
             wait_for(so, within_s, f"exactly {', '.join(names)} can be given work")
         except HostError as error:
-            raise HostError(f"{error}; the last that was seen: {self.samples[-1:]}") from None
+            raise HostError(f"{error}; {self._seen()}") from self.error
         return time.monotonic() - started
 
     def wait_newcomer(self, within_s: float) -> str:
@@ -140,7 +140,12 @@ class SteadyLoad:
         try:
             wait_for(worked, within_s, f"work that {node} has done")
         except HostError as error:
-            raise HostError(f"{error}; the last that was seen: {self.status and self.status.nodes}") from None
+            raise HostError(f"{error}; {self._seen()}") from self.error
+
+    def _seen(self) -> str:
+        """What there is to say when something was waited for in vain."""
+        age_s = time.monotonic() - self.samples[-1].at
+        return f"{self.answered} of {len(self.jobs)} answered; seen {age_s:.1f} s ago: {self.samples[-1]}, {self.status}"
 
     def fewest_ready(self) -> int:
         """The smallest number of nodes that could be given work.
