@@ -144,8 +144,8 @@ class SteadyLoad:
 
     def _seen(self) -> str:
         """What there is to say when something was waited for in vain."""
-        age_s = time.monotonic() - self.samples[-1].at
-        return f"{self.answered} of {len(self.jobs)} answered; seen {age_s:.1f} s ago: {self.samples[-1]}, {self.status}"
+        done, age_s = f"{self.answered} of {len(self.jobs)} jobs answered", time.monotonic() - self.samples[-1].at
+        return f"{done}; seen {age_s:.1f} s ago: {self.samples[-1]}, {self.status}"
 
     def fewest_ready(self) -> int:
         """The smallest number of nodes that could be given work.
