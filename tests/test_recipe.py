@@ -23,6 +23,7 @@ from models.recipe.__main__ import main
 from models.recipe.evaluate import CHAT, CLEAN, Score, Scores, Translator, perturbed, table
 from models.recipe.package import CREDITS, Facts, archive, card, credits_in, credits_of, write_package
 from models.recipe.pairs import NearDuplicates, Pair, Tally, hold_out, is_useful, plain, read_pairs, select
+from models.recipe.pieces import open_pieces, split_some, splits
 from models.recipe.schedule import Plan
 from models.recipe.shortlist import LISTED, is_byte, shortlist, write_shortlist
 from tests.embedded import GERMAN
@@ -212,6 +213,16 @@ def test_the_stream_goes_on_from_any_place_as_it_would_have() -> None:
     assert first[-1][0].shard > 0
 
 
+def test_pieces_are_cut_in_two_and_say_the_same() -> None:
+    processor = open_pieces(GERMAN / "sentencepiece.model")
+    row = processor.encode("Meine Krankenversicherung zahlt das.")
+    pairs = splits(processor)
+    made = [split_some(row, pairs, 0.5, random.Random(seed)) for seed in range(20)]
+    assert {processor.decode(one) for one in made} == {processor.decode(row)}
+    assert max(map(len, made)) > len(row) and len({*map(tuple, made)}) > 5
+    assert split_some(row, pairs, 0.0, random.Random(1)) == row
+
+
 def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
     plan = Plan(peak=1.0, warmup=10).of(100)
     rates = [plan.rate(step) for step in range(100)]
@@ -303,7 +314,7 @@ def test_scores_stand_side_by_side() -> None:
 
 def test_the_evaluate_command_scores_a_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sacrebleu", reason="sacrebleu is in models/recipe/requirements.txt")
-    (tmp_path / "v.tsv").write_text("Guten Morgen\tGood morning\nIch habe Hunger.\tI'm hungry.\n")
+    (tmp_path / "v.tsv").write_text("Guten Morgen.\tGood morning.\nIch habe Hunger.\tI'm hungry.\n")
     main(["evaluate", str(GERMAN), "--validation", str(tmp_path / "v.tsv")])
     (scores,) = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores["copies"]["clean"]["chrf"] == 100 and "chrf" not in scores["signatures"][0]
