@@ -488,7 +488,10 @@ class Hosts(Sequence[Host]):
         disks.mkdir(mode=0o755)
         slot.disks.symlink_to(disks)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "dolmetsch-hosts", "-f", slot.folder / "key")
-        run("ip", "link", "add", slot.bridge, "type", "bridge", "forward_delay", "0")
+        # With an address of its own: else it has the lowest of its ports', which may change when a host comes, and the
+        # others send to the old one until they ask anew, up to 30 s later.
+        address = ("address", f"02:00:00:00:{slot.number:02x}:01")
+        run("ip", "link", "add", slot.bridge, *address, "type", "bridge", "forward_delay", "0")
         run("ip", "address", "add", f"{slot.subnet}.1/24", "dev", slot.bridge)
         run("ip", "link", "set", slot.bridge, "up")
 
