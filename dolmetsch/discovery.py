@@ -24,7 +24,9 @@ from dolmetsch.keys import check_public, fingerprint
 
 SERVICE: Final = "_dolmetsch._tcp.local."
 VERSION: Final = b"1"
-LOOK_S: Final = 3.0  # answers come within a second; a busy Wi-Fi may lose the first question
+# The first question asks for an answer to this computer alone (RFC 6762, 5.4), where another program may take it; the second
+# asks for one to all, a second later, and its answers come within another.
+LOOK_S: Final = 3.0
 RESOLVE_MS: Final = 2_000
 CLOSE_S: Final = 3.0
 AGAIN_S: Final = 60.0  # a network that was not there may be there now

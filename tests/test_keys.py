@@ -314,7 +314,7 @@ def test_a_broker_that_announces_itself_is_found() -> None:
     announcer.start()
     try:
         for _ in range(5):
-            ours = [one for one in find(2.0, ["127.0.0.1"]) if one.key == key]
+            ours = [one for one in find(interfaces=["127.0.0.1"]) if one.key == key]
             if ours:
                 break
         assert [(one.broker, one.door) for one in ours] == [("tcp://127.0.0.1:5570", "tcp://127.0.0.1:5572")]

@@ -68,6 +68,10 @@ def test_whatever_is_announced_is_a_broker_or_nothing(
 def test_strangers_who_announce_nonsense_hide_no_broker() -> None:
     """A name that the library refuses, and many behind which nobody answers."""
     here = ["127.0.0.1"]
+
+    def ours() -> int:
+        return sum(one.key == PUBLIC for one in discovery.find(interfaces=here))
+
     announcer = discovery.Announcer(lambda: "tcp://10.0.0.2:5570", "tcp://10.0.0.2:5572", PUBLIC, here)
     announcer.start()
     try:
@@ -86,9 +90,9 @@ def test_strangers_who_announce_nonsense_hide_no_broker() -> None:
             thread = threading.Thread(target=speak)
             thread.start()
             try:
-                wait_until(lambda: len(discovery.find(1.0, here)) == 1, 30, "the broker is found")
+                wait_until(lambda: ours() == 1, 60, "the broker is found")
                 started = time.monotonic()
-                assert [one.key for one in discovery.find(1.0, here)] == [PUBLIC]
+                assert ours() == 1
                 assert time.monotonic() - started < 10
             finally:
                 ended.set()
