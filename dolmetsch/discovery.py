@@ -24,8 +24,8 @@ from dolmetsch.keys import check_public, fingerprint
 
 SERVICE: Final = "_dolmetsch._tcp.local."
 VERSION: Final = b"1"
-# The first question asks for an answer to this computer alone (RFC 6762, 5.4), where another program may take it; the second
-# asks for one to all, a second later, and its answers come within another.
+# The first question wants its answer sent to this computer alone (RFC 6762, 5.4), where another program may take it;
+# the second, a second later, wants one for all, which comes within another.
 LOOK_S: Final = 3.0
 RESOLVE_MS: Final = 2_000
 CLOSE_S: Final = 3.0
