@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -32,6 +33,7 @@ DEADLINE_S: Final = 240.0  # of a job: longer than any outage that a test makes
 BURST_S: Final = 0.25  # jobs come a few at a time, as people's and files' do: one by one they would all go to one node
 SAMPLE_S: Final = 0.1
 STATUS_S: Final = 1.0
+NUMBERS: Final = itertools.count()  # of texts, in all loads: the broker's cache knows those of the loads before
 LEAST: Final = 50  # jobs that a load is never shorter than: an empty one would pass every test
 
 
@@ -209,7 +211,7 @@ class SteadyLoad:
         while not self._stop.is_set():
             due = int((time.monotonic() - begin) * self._per_s)
             for number in range(count, due):
-                self._submit(client, f"{texts[number % len(texts)]} ({number})")
+                self._submit(client, f"{texts[number % len(texts)]} ({next(NUMBERS)})")
             count = max(count, due)
             await asyncio.sleep(BURST_S)
         until = time.monotonic() + self._finish_s
