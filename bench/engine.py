@@ -172,6 +172,7 @@ def settings(texts: list[str], cores: int) -> list[Row]:
         row("CT2_USE_MKL=0", environment={"CT2_USE_MKL": "0"}),
         row("CT2_FORCE_CPU_ISA=AVX2", environment={"CT2_FORCE_CPU_ISA": "AVX2"}),
         row("replace_unknowns", options={"replace_unknowns": True}),
+        row("no shortlist", options={"use_vmap": False}),
     ]
 
 
@@ -218,7 +219,7 @@ def scores(rows: Sequence[Row], pairs: list[list[str]], argos: Path, cores: Sequ
     for row in rows:
         if row.spec.get("kind") not in ("limit", "engine"):
             continue
-        key = (*(row.spec[name] for name in ("kind", "beam_size", "compute_type")), bool(row.spec.get("options")))
+        key = (*(row.spec[name] for name in ("kind", "beam_size", "compute_type")), str(row.spec.get("options")))
         if key not in known:
             asked = Processes(row.python, row.spec, [pair[0] for pair in pairs], cores, True)
             with contextlib.closing(asked) as processes:

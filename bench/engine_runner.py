@@ -42,7 +42,7 @@ def limit(spec: dict[str, Any]) -> Translate:
         intra_threads=intra,
         compute_type=spec["compute_type"],
     )
-    options = {"beam_size": spec["beam_size"], **spec.get("options", {})}
+    options = {"beam_size": spec["beam_size"], "use_vmap": True, **spec.get("options", {})}
     if spec["sorted"]:
         options |= {"max_batch_size": spec["batch_tokens"], "batch_type": "tokens"}
     rows: dict[int, list[list[str]]] = {}  # by how many texts; tokenised beforehand: the limit is that of decoding

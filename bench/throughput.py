@@ -3,11 +3,11 @@
 
     python bench/throughput.py [--quick] [--cores 0,1]
 
-The limit is CTranslate2 by itself in one process: the same cores, package, beam, batch size and compute type, one
-thread a core, all sentences tokenised and sorted by length beforehand. The cluster does everything: gateway, broker
-with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off. It gets the
-sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own. With fewer
---cores than there are, gateway and broker keep to the others, as where nodes are other computers.
+The limit is CTranslate2 by itself in one process: the same cores, package, shortlist, beam, batch size and compute
+type, one thread a core, all sentences tokenised and sorted by length beforehand. The cluster does everything: gateway,
+broker with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off. It
+gets the sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own. With
+fewer --cores than there are, gateway and broker keep to the others, as where nodes are other computers.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Limit:
             beam_size=self._config.beam_size,
             max_batch_size=self._config.batch_tokens,
             batch_type="tokens",
+            use_vmap=True,
         )
         return len(self._tokens) / (time.perf_counter() - started)
 
