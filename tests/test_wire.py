@@ -141,7 +141,7 @@ _values = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, derandomize=True, max_examples=1000)
+@settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.data())
 def test_arbitrary_values_in_the_right_fields_raise_remote_error_only(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(_SCHEMA)))
