@@ -6,8 +6,9 @@
 The limit is CTranslate2 by itself in one process: the same cores, package, shortlist, beam, batch size and compute
 type, one thread a core, all sentences tokenised and sorted by length beforehand. The cluster does everything: gateway,
 broker with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off. It
-gets the sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own. With
-fewer --cores than there are, gateway and broker keep to the others, as where nodes are other computers.
+gets the sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own; the
+limit runs before and after each, and the ratio is to the mean of these two: machines change their speed.
+With fewer --cores than there are, gateway and broker keep to the others, as where nodes are other computers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import psutil
 
@@ -128,13 +130,16 @@ def main() -> None:
         with Load(cluster.address) as load:
             limit.run()
             load.run(load.jobs(texts))
-            for _ in range(3 if arguments.quick else 7):
-                limits.append(limit.run())
+            limits.append(limit.run())
+            for _ in range(3 if arguments.quick else 9):
                 rates.append(len(texts) / round_trip(load, load.packs(texts), len(texts)))
+                limits.append(limit.run())
                 singles.append(len(texts) / round_trip(load, load.jobs(texts), len(texts)))
+                limits.append(limit.run())
         rss_mib = child_rss_mib(node.pid)
-    ratios = [rate / alone for rate, alone in zip(rates, limits, strict=True)]
-    single_ratios = [rate / alone for rate, alone in zip(singles, limits, strict=True)]
+    around = [(before + after) / 2 for before, after in pairwise(limits)]
+    ratios = [rate / alone for rate, alone in zip(rates, around[::2], strict=True)]
+    single_ratios = [rate / alone for rate, alone in zip(singles, around[1::2], strict=True)]
     ratio = statistics.median(ratios)
     single = statistics.median(single_ratios)
     settings = (

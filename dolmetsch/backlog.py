@@ -62,9 +62,9 @@ class Part:
         return [token for output in self.outputs for token in output]
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)  # not frozen: that takes three times as long to make
 class Sentence:
-    """What waits and is translated: a segment, or a chunk of one, as tokens."""
+    """What waits and is translated: a segment, or a chunk of one, as tokens. It does not change."""
 
     job: Job
     package: Package
@@ -96,8 +96,11 @@ class Backlog:
         self._size += 1
 
     def remove(self, sentence: Sentence) -> None:
-        """Take it out. Its entry by age stays until that is the oldest."""
-        key = _group(sentence)
+        """Take it out."""
+        self._remove(_group(sentence), sentence)
+
+    def _remove(self, key: object, sentence: Sentence) -> None:
+        """Take it out of the group ``key``. Its entry by age stays until that is the oldest."""
         group = self._groups[key]
         tokens = len(sentence.tokens)
         del group[tokens][sentence]
@@ -117,16 +120,17 @@ class Backlog:
         if leader is None or (beside and leader.job.alone):
             return []
         batch = [leader]
-        self.remove(leader)
+        key = _group(leader)
+        self._remove(key, leader)
         longest = near = len(leader.tokens)
-        lengths = self._groups.get(_group(leader), {})
+        lengths = self._groups.get(key, {})
         for length in sorted(lengths, key=lambda length: abs(length - near)):
             room = batch_tokens // max(longest, length) - len(batch)
             if room > 0:
                 batch += itertools.islice(lengths[length], room)
                 longest = max(longest, length)
         for sentence in batch[1:]:
-            self.remove(sentence)
+            self._remove(key, sentence)
         return batch
 
     def _leader(self) -> Sentence | None:

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from dolmetsch.config import EngineConfig
@@ -38,7 +39,8 @@ UNKNOWN: Final = "<unk>"  # what CTranslate2 writes for a word that is not in th
 TRANSLATORS_KEPT: Final = 2  # loaded models in one child: both passes of a route through English
 TOKENIZERS_KEPT: Final = 8  # they take a few MB each
 WARM_UP: Final = "OK, 1 2 3."  # in any language
-AT_ONCE: Final = 2  # batches: a long one, and an urgent one beside it; they share the weights
+AT_ONCE: Final = 2  # batches: a long one, and an urgent one beside it
+TWICE_BYTES: Final = 32 * 2**20  # on disk: a smaller package is loaded once for each of the two
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,12 +101,15 @@ class Decoder:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._translators = _Shelf(TRANSLATORS_KEPT, self._open_translator)
+        self._translators = _Shelf(TRANSLATORS_KEPT, self._open_translators)
         self._tokenizers = _Shelf(TOKENIZERS_KEPT, open_tokenizer)
 
     def warm(self, package: Package) -> None:
         """Load it, and translate something: the first batch takes ten times as long as the next."""
-        self.translate(package, self.encode(package, [WARM_UP])[0], again=False)
+        rows = self.encode(package, [WARM_UP])[0]
+        with self._borrowed(package):  # the other first, as the one given back last is borrowed next
+            self.translate(package, rows, again=False)
+        self.translate(package, rows, again=False)
 
     def encode(self, package: Package, sources: Sequence[str]) -> list[list[Tokens]]:
         """Each of ``sources`` as chunks of at most MAX_SOURCE_TOKENS; no chunk when there is nothing to translate."""
@@ -137,17 +142,19 @@ class Decoder:
 
     def _run(self, package: Package, rows: list[Tokens], options: Mapping[str, Any]) -> list[list[str] | EngineError]:
         """Decode ``rows`` in one batch. Where that fails, each is tried alone to find the culprit."""
-        translator = self._translators.get(package)
         prefix = [package.target_prefix] if package.target_prefix else []
         try:
-            results = translator.translate_batch(
-                [list(row) for row in rows],
-                target_prefix=[prefix] * len(rows) if prefix else None,
-                max_input_length=0,
-                max_decoding_length=max_target_tokens(max(map(len, rows))) + len(prefix),
-                use_vmap=True,  # of a package that has one
-                **options,
-            )
+            with self._borrowed(package) as translator:
+                results = translator.translate_batch(
+                    [list(row) for row in rows],
+                    target_prefix=[prefix] * len(rows) if prefix else None,
+                    max_input_length=0,
+                    max_decoding_length=max_target_tokens(max(map(len, rows))) + len(prefix),
+                    use_vmap=True,  # of a package that has one
+                    **options,
+                )
+        except (PackageError, ConfigError):
+            raise
         except Exception as error:  # any C++ exception, under whatever name pybind11 gives it
             if len(rows) > 1:
                 return [self._run(package, [row], options)[0] for row in rows]
@@ -156,7 +163,31 @@ class Decoder:
         hypotheses: list[list[str]] = [result.hypotheses[-1] for result in results]  # the last that was asked for
         return [tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else tokens for tokens in hypotheses]
 
-    def _open_translator(self, package: Package) -> Any:
+    @contextmanager
+    def _borrowed(self, package: Package) -> Iterator[Any]:
+        """A translator of ``package`` that nobody else uses."""
+        translators = self._translators.get(package)
+        translator = translators.pop()
+        try:
+            yield translator
+        finally:
+            translators.append(translator)
+
+    def _open_translators(self, package: Package) -> list[Any]:
+        """AT_ONCE translators; the last is used first.
+
+        Each has a thread. One translator with AT_ONCE threads would give its batches to them in turn, whoever asks, and
+        where those of a file hop between two threads with buffers of their own, a core's caches hold less: 8 % slower
+        on a Xeon with a child on each core. But large weights are not kept twice, for the sake of a Pi's memory.
+        """
+        if package.size_bytes > TWICE_BYTES:
+            translators = [self._open_translator(package, threads=AT_ONCE)] * AT_ONCE
+        else:
+            translators = [self._open_translator(package, threads=1) for _ in range(AT_ONCE)]
+        log.info("loaded %s %s (%s)", package.route, package.model_version, translators[0].compute_type)
+        return translators
+
+    def _open_translator(self, package: Package, threads: int) -> Any:
         import ctranslate2
 
         compute_type = self._config.compute_type
@@ -164,13 +195,11 @@ class Decoder:
         if compute_type not in known:
             raise ConfigError(f"compute_type = {compute_type!r}: this machine has {', '.join(sorted(known))}")
         try:
-            translator = ctranslate2.Translator(
-                str(package.path / "model"), compute_type=compute_type, inter_threads=AT_ONCE, intra_threads=1
+            return ctranslate2.Translator(
+                str(package.path / "model"), compute_type=compute_type, inter_threads=threads, intra_threads=1
             )
         except Exception as error:  # likewise: a broken file gives RuntimeError, IndexError and others
             raise PackageError(f"{package.path} cannot be loaded: {' '.join(str(error).split())}") from error
-        log.info("loaded %s %s (%s)", package.route, package.model_version, translator.compute_type)
-        return translator
 
 
 class _Shelf(Generic[T]):

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import gc
 import logging
 import mmap
 import os
@@ -133,19 +134,21 @@ class Worker:
     def _work(self) -> bool:
         """Finish what the background is through with, and begin what can be begun; whether there was anything."""
         through = self._background.take()
-        if through is not None:
-            self._finish(*through)
+        ended = [] if through is None else [self._end(*through)]
         batch = self._engine.next_batch(beside=self._background.busy)
         if batch is None:
+            if ended:
+                self._send(*ended)
             return False
-        self._send(["begin", batch.keys])
+        self._send(*ended, ["begin", batch.keys])  # in one write: each wakes the parent
         if batch.patient:
             self._background.start(batch)
         else:
-            self._finish(batch, partial(self._engine.run, batch))
+            self._send(self._end(batch, partial(self._engine.run, batch)))
         return True
 
-    def _finish(self, batch: Batch, outputs: Callable[[], Outputs]) -> None:
+    def _end(self, batch: Batch, outputs: Callable[[], Outputs]) -> list[Any]:
+        """What the parent is told once ``batch`` has been run."""
         try:
             outcomes = self._engine.finish(batch, outputs())
         except Exception as error:
@@ -155,7 +158,7 @@ class Worker:
             for key in batch.keys:
                 self._engine.drop(key)
             outcomes = [Outcome(key, None, "", "engine_error", logs.trace(error)) for key in batch.keys]
-        self._send(["done", outcomes])
+        return ["done", outcomes]
 
     def _receive(self) -> bool:
         """Take what the parent has sent; False: it closed its side."""
@@ -196,8 +199,8 @@ class Worker:
             case _:
                 raise _nonsense("a job is not [key, route, texts, urgent, alone, alternatives]")
 
-    def _send(self, message: list[Any]) -> None:
-        self._sock.sendall(self._packer.pack(message))
+    def _send(self, *messages: list[Any]) -> None:
+        self._sock.sendall(b"".join([self._packer.pack(message) for message in messages]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,6 +233,7 @@ def _serve(sock: socket.socket, options: argparse.Namespace) -> int:
         log.error("%s", error)
         sock.sendall(msgpack.packb(["broken", str(error)]))
         return BROKEN_STATUS
+    gc.freeze()  # what is here now stays: Python need not go through it again and again for what may be thrown away
     Worker(sock, engine).serve()
     return 0
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import pytest
@@ -462,6 +464,36 @@ def test_only_the_packages_used_last_stay_loaded(
         assert finish(engine)[route.encode()].texts is not None
     loaded = [line.split()[1] for line in caplog.messages if line.startswith("loaded")]
     assert loaded == [ROUTE, "en→fr", "en→es", "en→fr"]
+
+
+@pytest.mark.parametrize(("twice_bytes", "models"), [(0, 1), (2**30, 2)])
+def test_an_urgent_batch_beside_another_and_large_weights_are_kept_once(
+    package: Package, monkeypatch: pytest.MonkeyPatch, twice_bytes: int, models: int
+) -> None:
+    opened: list[int] = []
+    real = ctranslate2.Translator
+
+    def open_translator(path: str, **options: Any) -> ctranslate2.Translator:
+        opened.append(options["inter_threads"])
+        return real(path, **options)
+
+    monkeypatch.setattr(ctranslate2, "Translator", open_translator)
+    monkeypatch.setattr(decoder_module, "TWICE_BYTES", twice_bytes)
+    engine = ArgosEngine([package], EngineConfig())
+    alone = translate(engine, SHORT, LONG)
+    for number in range(200):
+        engine.submit(b"%d" % number, ROUTE, [LONG.replace("Park", f"Park {number}")])
+    patient = engine.next_batch()
+    assert patient is not None
+    with ThreadPoolExecutor(1) as executor:
+        running = executor.submit(engine.run, patient)
+        for text, expected in zip((SHORT, LONG), alone, strict=True):
+            engine.submit(b"person", ROUTE, [text], urgent=True)
+            urgent = engine.next_batch(beside=True)
+            assert urgent is not None and urgent.keys == (b"person",)
+            assert [outcome.texts for outcome in run(engine, urgent)] == [(expected,)]
+        assert {outcome.key for outcome in engine.finish(patient, running.result())} == set(patient.keys)
+    assert len(opened) == models and sum(opened) == 2, "a thread for each"
 
 
 def test_a_broken_model_or_tokenizer_is_one_clear_line(package: Package, copy_package: CopyPackage) -> None:

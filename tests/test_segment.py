@@ -478,6 +478,19 @@ def test_what_looks_like_one_sentence_is_one_for_the_splitter_too(text: str, lan
         assert quick == list(sentence_ends(text, (), language, 600))
 
 
+@settings(max_examples=1000)
+@given(
+    st.text(alphabet="abxXDdÄßªⅧ ,'’-–„“\".!?…:13é\ufe0f\u20e3\u0308\u0600", min_size=1, max_size=40)
+    | st.lists(st.sampled_from(WORDS + MORE_SIGNS + CUTS + (" ",)), min_size=1, max_size=5).map("".join),
+    st.sampled_from(("de", "en")),
+)
+def test_what_looks_plain_is_plain_to_a_closer_look_too(text: str, language: str) -> None:
+    quick = parse(text, language)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dolmetsch.segment._PLAIN", regex.compile(r"(?!)"))
+        assert quick == parse(text, language)
+
+
 @pytest.mark.parametrize("space", "\xa0\x85\u2009\u202f\u3000\u2028")
 def test_wide_white_space_between_a_capital_and_a_period_ends_no_process(space: str) -> None:
     """sentencex 1.0.32 panics there, which is no Exception: one message ended child after child."""
