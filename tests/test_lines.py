@@ -68,10 +68,10 @@ def test_blank_lines_without_end_are_packed_too() -> None:
 
 def test_short_lines_go_as_one_job_and_come_back_as_lines() -> None:
     desk = Desk()
-    written = run(desk, [f"line {number}" if number % 5 else "" for number in range(1, 21)])
-    assert [line.number for line in written] == list(range(1, 21))
-    assert texts(written) == [f"LINE {number}" if number % 5 else "" for number in range(1, 21)]
-    assert [len(spec.texts) for spec in desk.specs] == [8, 8]
+    written = run(desk, [f"line {number}" if number % 5 else "" for number in range(1, 41)])
+    assert [line.number for line in written] == list(range(1, 41))
+    assert texts(written) == [f"LINE {number}" if number % 5 else "" for number in range(1, 41)]
+    assert [len(spec.texts) for spec in desk.specs] == [16, 16]
     assert desk.acked == [spec.job_id for spec in desk.specs]
 
 
@@ -124,10 +124,10 @@ def test_what_was_finished_meanwhile_is_not_asked_for_again() -> None:
 
 
 def test_a_file_goes_on_with_the_pack_of_its_next_line(tmp_path: Path) -> None:
-    (tmp_path / "in").write_text("".join(f"line {number}\n" for number in range(1, 21)))
+    (tmp_path / "in").write_text("".join(f"line {number}\n" for number in range(1, 41)))
 
     async def firsts(after: int) -> list[int]:
         return [pack[0][0] async for pack in file_packs(tmp_path / "in", after)]
 
-    found = [asyncio.run(firsts(after)) for after in (0, 7, 8, 19, 20)]
-    assert found == [[1, 9, 17], [1, 9, 17], [9, 17], [17], []]
+    found = [asyncio.run(firsts(after)) for after in (0, 15, 16, 39, 40)]
+    assert found == [[1, 17, 33], [1, 17, 33], [17, 33], [33], []]
