@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from dolmetsch.config import EngineConfig
@@ -39,8 +41,8 @@ UNKNOWN: Final = "<unk>"  # what CTranslate2 writes for a word that is not in th
 TRANSLATORS_KEPT: Final = 2  # loaded models in one child: both passes of a route through English
 TOKENIZERS_KEPT: Final = 8  # they take a few MB each
 WARM_UP: Final = "OK, 1 2 3."  # in any language
-AT_ONCE: Final = 2  # batches: a long one, and an urgent one beside it
-TWICE_BYTES: Final = 32 * 2**20  # on disk: a smaller package is loaded once for each of the two
+TWICE_PART: Final = 1 / 32  # of this computer's memory: a smaller package is loaded once for each lane
+PATIENT_NICE: Final = 19  # patient batches get what urgent ones beside them, and everybody else, leave of the core
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -95,8 +97,8 @@ def degenerate(source: Sequence[str], output: Sequence[str]) -> str:
 class Decoder:
     """The models of the packages used last: sentences to tokens, tokens through CTranslate2, tokens to sentences.
 
-    ``translate`` may be called by AT_ONCE threads at once. Methods raise ``PackageError`` or ``ConfigError`` when the
-    package or the compute type turns out not to be usable.
+    ``translate`` may be called by two threads at once, one of them with ``patient`` batches. Methods raise
+    ``PackageError`` or ``ConfigError`` when the package or the compute type turns out not to be usable.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -107,9 +109,8 @@ class Decoder:
     def warm(self, package: Package) -> None:
         """Load it, and translate something: the first batch takes ten times as long as the next."""
         rows = self.encode(package, [WARM_UP])[0]
-        with self._borrowed(package):  # the other first, as the one given back last is borrowed next
-            self.translate(package, rows, again=False)
-        self.translate(package, rows, again=False)
+        for patient in (True, False):
+            self.translate(package, rows, again=False, patient=patient)
 
     def encode(self, package: Package, sources: Sequence[str]) -> list[list[Tokens]]:
         """Each of ``sources`` as chunks of at most MAX_SOURCE_TOKENS; no chunk when there is nothing to translate."""
@@ -120,71 +121,42 @@ class Decoder:
         return [sentence.strip() for sentence in self._tokenizers.get(package).decode(rows)]
 
     def translate(
-        self, package: Package, rows: list[Tokens], again: bool, rank: int = 0
+        self, package: Package, rows: list[Tokens], *, again: bool, rank: int = 0, patient: bool = False
     ) -> dict[Tokens, list[str] | EngineError]:
         """The model's output for each of ``rows``.
 
         ``again``: as a second try, with repetition held down. ``rank``: 0 the best output, 1 the second-best.
+        ``patient``: those beside it go first.
         """
+        run = partial(_run, self._translators.get(package)[patient], package.target_prefix)
         beam = max(self._config.beam_size, rank + 1)
         options = {"beam_size": max(beam, RETRY_BEAM), **RETRY} if again else {"beam_size": beam}
         if rank:
             options["num_hypotheses"] = rank + 1
-        outputs = dict(zip(rows, self._run(package, rows, options), strict=True))
+        outputs = dict(zip(rows, run(rows, options), strict=True))
         unknown = [row for row, output in outputs.items() if not isinstance(output, EngineError) and UNKNOWN in output]
         if unknown:  # only these pay for the attention that shows which word of the source it was: a twentieth more
-            named = self._run(package, unknown, {**options, "replace_unknowns": True})
+            named = run(unknown, {**options, "replace_unknowns": True})
             outputs.update(zip(unknown, named, strict=True))
         for row, output in outputs.items():
             if not isinstance(output, EngineError) and (fault := degenerate(row, output)):
                 outputs[row] = EngineError(DEGENERATE, fault)
         return outputs
 
-    def _run(self, package: Package, rows: list[Tokens], options: Mapping[str, Any]) -> list[list[str] | EngineError]:
-        """Decode ``rows`` in one batch. Where that fails, each is tried alone to find the culprit."""
-        prefix = [package.target_prefix] if package.target_prefix else []
-        try:
-            with self._borrowed(package) as translator:
-                results = translator.translate_batch(
-                    [list(row) for row in rows],
-                    target_prefix=[prefix] * len(rows) if prefix else None,
-                    max_input_length=0,
-                    max_decoding_length=max_target_tokens(max(map(len, rows))) + len(prefix),
-                    use_vmap=True,  # of a package that has one
-                    **options,
-                )
-        except (PackageError, ConfigError):
-            raise
-        except Exception as error:  # any C++ exception, under whatever name pybind11 gives it
-            if len(rows) > 1:
-                return [self._run(package, [row], options)[0] for row in rows]
-            # Not its message, which may quote the tokens.
-            return [EngineError("engine_error", f"CTranslate2: {type(error).__name__} for {len(rows[0])} tokens")]
-        hypotheses: list[list[str]] = [result.hypotheses[-1] for result in results]  # the last that was asked for
-        return [tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else tokens for tokens in hypotheses]
+    def _open_translators(self, package: Package) -> dict[bool, Any]:
+        """Translators for patient batches (True) and for others (False), each with a thread of its own.
 
-    @contextmanager
-    def _borrowed(self, package: Package) -> Iterator[Any]:
-        """A translator of ``package`` that nobody else uses."""
-        translators = self._translators.get(package)
-        translator = translators.pop()
-        try:
-            yield translator
-        finally:
-            translators.append(translator)
-
-    def _open_translators(self, package: Package) -> list[Any]:
-        """AT_ONCE translators; the last is used first.
-
-        Each has a thread. One translator with AT_ONCE threads would give its batches to them in turn, whoever asks, and
-        where those of a file hop between two threads with buffers of their own, a core's caches hold less: 8 % slower
-        on a Xeon with a child on each core. But large weights are not kept twice, for the sake of a Pi's memory.
+        One translator with two threads would give its batches to them in turn, whoever asks, and where those of a file
+        hop between two threads with buffers of their own, a core's caches hold less: 8 % slower on a Xeon with a child
+        on each core. But large weights are not kept twice, for the sake of a Pi's memory.
         """
-        if package.size_bytes > TWICE_BYTES:
-            translators = [self._open_translator(package, threads=AT_ONCE)] * AT_ONCE
+        if package.size_bytes > TWICE_PART * _memory_bytes():
+            one = self._open_translator(package, threads=2)
+            translators = {True: one, False: one}
         else:
-            translators = [self._open_translator(package, threads=1) for _ in range(AT_ONCE)]
-        log.info("loaded %s %s (%s)", package.route, package.model_version, translators[0].compute_type)
+            patient = _patiently(partial(self._open_translator, package, threads=1))
+            translators = {True: patient, False: self._open_translator(package, threads=1)}
+        log.info("loaded %s %s (%s)", package.route, package.model_version, translators[True].compute_type)
         return translators
 
     def _open_translator(self, package: Package, threads: int) -> Any:
@@ -200,6 +172,39 @@ class Decoder:
             )
         except Exception as error:  # likewise: a broken file gives RuntimeError, IndexError and others
             raise PackageError(f"{package.path} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _run(
+    translator: Any, target_prefix: str, rows: list[Tokens], options: Mapping[str, Any]
+) -> list[list[str] | EngineError]:
+    """Decode ``rows`` in one batch. Where that fails, each is tried alone to find the culprit."""
+    prefix = [target_prefix] if target_prefix else []
+    try:
+        results = translator.translate_batch(
+            [list(row) for row in rows],
+            target_prefix=[prefix] * len(rows) if prefix else None,
+            max_input_length=0,
+            max_decoding_length=max_target_tokens(max(map(len, rows))) + len(prefix),
+            use_vmap=True,  # of a package that has one
+            **options,
+        )
+    except Exception as error:  # any C++ exception, under whatever name pybind11 gives it
+        if len(rows) > 1:
+            return [_run(translator, target_prefix, [row], options)[0] for row in rows]
+        # Not its message, which may quote the tokens.
+        return [EngineError("engine_error", f"CTranslate2: {type(error).__name__} for {len(rows[0])} tokens")]
+    hypotheses: list[list[str]] = [result.hypotheses[-1] for result in results]  # the last that was asked for
+    return [tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else tokens for tokens in hypotheses]
+
+
+def _patiently(opener: Callable[[], T]) -> T:
+    """What ``opener`` returns. The threads that it starts are nice: a new thread is as nice as the one that made it."""
+    with ThreadPoolExecutor(1, initializer=os.setpriority, initargs=(os.PRIO_PROCESS, 0, PATIENT_NICE)) as executor:
+        return executor.submit(opener).result()
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Shelf(Generic[T]):

@@ -186,7 +186,9 @@ class ArgosEngine:
             return {}
         first = batch.sentences[0]
         try:
-            return self._decoder.translate(first.package, rows, first.again, first.part.text.rank)
+            return self._decoder.translate(
+                first.package, rows, again=first.again, rank=first.part.text.rank, patient=batch.patient
+            )
         except (PackageError, ConfigError) as error:
             return dict.fromkeys(rows, EngineError("engine_error", str(error)))
 

@@ -55,7 +55,7 @@ SEND_LIMIT_S: Final = 30.0  # a parent reads all the time: one that does not for
 BUG_STATUS: Final = 1
 BROKEN_STATUS: Final = 3
 PARENT_STATUS: Final = 4  # the parent sent nonsense, or stopped reading
-NICE: Final = 10  # who hands out work, and carries results, goes before those who work: they need the core only shortly
+NICE: Final = 5  # who hands out work, and carries results, goes before those who work: they need the core only shortly
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 M_TRIM_THRESHOLD: Final = -1  # malloc.h
 M_MMAP_THRESHOLD: Final = -3
@@ -104,8 +104,8 @@ class Background:
 class Worker:
     """The loop between the parent's socket and an engine.
 
-    A patient batch is run in the background, and urgent ones beside it: the kernel shares the core between them, so
-    that people do not wait for the end of a batch of some file.
+    A patient batch is run in the background, and urgent ones beside it, which the kernel gives most of the core: people
+    do not wait for the end of a batch of some file.
     """
 
     def __init__(self, sock: socket.socket, engine: Engine) -> None:

@@ -227,9 +227,9 @@ def test_equal_sentences_of_a_batch_are_decoded_once(engine: ArgosEngine, monkey
     decoded: list[int] = []
     real = decoder_module.Decoder.translate
 
-    def spy(self: object, package: Package, rows: list[tuple[str, ...]], *how: object) -> object:
+    def spy(self: object, package: Package, rows: list[tuple[str, ...]], **how: object) -> object:
         decoded.append(len(rows))
-        return real(self, package, rows, *how)  # type: ignore[arg-type]
+        return real(self, package, rows, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decoder_module.Decoder, "translate", spy)
     assert len(set(translate(engine, *[SHORT] * 10))) == 1
@@ -466,9 +466,9 @@ def test_only_the_packages_used_last_stay_loaded(
     assert loaded == [ROUTE, "en→fr", "en→es", "en→fr"]
 
 
-@pytest.mark.parametrize(("twice_bytes", "models"), [(0, 1), (2**30, 2)])
+@pytest.mark.parametrize(("twice_part", "models"), [(0.0, 1), (1.0, 2)])
 def test_an_urgent_batch_beside_another_and_large_weights_are_kept_once(
-    package: Package, monkeypatch: pytest.MonkeyPatch, twice_bytes: int, models: int
+    package: Package, monkeypatch: pytest.MonkeyPatch, twice_part: float, models: int
 ) -> None:
     opened: list[int] = []
     real = ctranslate2.Translator
@@ -478,7 +478,7 @@ def test_an_urgent_batch_beside_another_and_large_weights_are_kept_once(
         return real(path, **options)
 
     monkeypatch.setattr(ctranslate2, "Translator", open_translator)
-    monkeypatch.setattr(decoder_module, "TWICE_BYTES", twice_bytes)
+    monkeypatch.setattr(decoder_module, "TWICE_PART", twice_part)
     engine = ArgosEngine([package], EngineConfig())
     alone = translate(engine, SHORT, LONG)
     for number in range(200):
@@ -519,12 +519,14 @@ def test_only_outputs_with_unknown_words_pay_for_naming_them(package: Package, m
     decoder = decoder_module.Decoder(EngineConfig())
     runs: list[tuple[list[tuple[str, ...]], bool]] = []
 
-    def run(_: Package, rows: list[tuple[str, ...]], options: Mapping[str, object]) -> list[list[str]]:
+    def run(
+        translator: object, prefix: str, rows: list[tuple[str, ...]], options: Mapping[str, object]
+    ) -> list[list[str]]:
         named = "replace_unknowns" in options
         runs.append((rows, named))
         return [["▁see", row[-1] if named or row[-1] != "▁Ж" else "<unk>"] for row in rows]
 
-    monkeypatch.setattr(decoder, "_run", run)
+    monkeypatch.setattr(decoder_module, "_run", run)
     known, unknown = ("▁siehe", "▁Haus"), ("▁siehe", "▁Ж")
     outputs = decoder.translate(package, [known, unknown], again=False)
     assert outputs == {known: ["▁see", "▁Haus"], unknown: ["▁see", "▁Ж"]}

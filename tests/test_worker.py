@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from dolmetsch.config import EngineConfig
+from dolmetsch.decoder import PATIENT_NICE
 from dolmetsch.engine import ArgosEngine, Batch, EchoEngine, Outcome, Outputs
 from dolmetsch.packages import open_package
 from dolmetsch.worker import Worker
@@ -170,6 +171,19 @@ def test_an_urgent_job_does_not_wait_for_the_batch_of_others(start: Start) -> No
     kind, done = child.receive()
     assert kind == "done" and {answer[0] for answer in done} == set(many)
     assert all(answer[1] for answer in done)
+    assert child.end() == 0
+
+
+def niceness(thread: Path) -> int:
+    """Of a thread in /proc (man 5 proc_pid_stat: field 19)."""
+    return int((thread / "stat").read_text().rpartition(") ")[2].split()[16])
+
+
+def test_the_thread_of_patient_batches_lets_all_others_go_first(start: Start) -> None:
+    child = start("--packages", str(GERMAN.parent))
+    assert child.receive()[0] == "ready"
+    threads = sorted(map(niceness, Path(f"/proc/{child.process.pid}/task").iterdir()))
+    assert threads[-1] == PATIENT_NICE and all(nice < PATIENT_NICE for nice in threads[:-1])
     assert child.end() == 0
 
 
