@@ -26,7 +26,7 @@ from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected,
 from dolmetsch.messages import JobSpec
 
 WINDOW: Final = 4096  # lines on their way: full windows for the children of four Pis, little to lose
-PACK_LINES: Final = 16  # in one job, at most: 8 cost the broker a fifth more, 32 a quarter less ...
+PACK_LINES: Final = 16  # in one job, at most: 8 cost the broker a quarter more, 32 a quarter less ...
 PACK_CHARS: Final = 1600  # ... and a pack should end about as soon as a long message
 MAX_LINE_BYTES: Final = 1 << 20  # a longer line is no line; the broker takes far less anyway
 RETRIES: Final = 60  # times that an overloaded cluster is asked again for one pack

@@ -24,7 +24,7 @@ from dolmetsch.config import EngineConfig
 from dolmetsch.decoder import PATIENT_NICE
 from dolmetsch.engine import ArgosEngine, Batch, EchoEngine, Outcome, Outputs
 from dolmetsch.packages import open_package
-from dolmetsch.worker import Worker
+from dolmetsch.worker import NICE, Worker
 from tests.embedded import GERMAN, GERMAN_MODEL
 
 HOUSE = Path(__file__).parent.parent
@@ -174,16 +174,29 @@ def test_an_urgent_job_does_not_wait_for_the_batch_of_others(start: Start) -> No
     assert child.end() == 0
 
 
-def niceness(thread: Path) -> int:
-    """Of a thread in /proc (man 5 proc_pid_stat: field 19)."""
-    return int((thread / "stat").read_text().rpartition(") ")[2].split()[16])
+def threads(child: Parent) -> dict[str, tuple[int, int]]:
+    """Niceness of each thread of ``child``, and the ticks it ran (man 5 proc_pid_stat: fields 19, 14 and 15)."""
+    found = {}
+    for thread in Path(f"/proc/{child.process.pid}/task").iterdir():
+        fields = (thread / "stat").read_text().rpartition(") ")[2].split()
+        found[thread.name] = int(fields[16]), int(fields[11]) + int(fields[12])
+    return found
 
 
 def test_the_thread_of_patient_batches_lets_all_others_go_first(start: Start) -> None:
-    child = start("--packages", str(GERMAN.parent))
+    child = start("--packages", str(GERMAN.parent), "--config-json", '{"batch_tokens": 16384}')
     assert child.receive()[0] == "ready"
-    threads = sorted(map(niceness, Path(f"/proc/{child.process.pid}/task").iterdir()))
-    assert threads[-1] == PATIENT_NICE and all(nice < PATIENT_NICE for nice in threads[:-1])
+    usual = os.nice(0) + NICE
+    before = threads(child)
+    assert sorted(nice for nice, _ in before.values())[-2:] == [usual, PATIENT_NICE]
+    for urgent in (False, True):
+        texts = [LONG.format(number + 1000 * urgent) for number in range(200)]
+        child.send("jobs", [[b"job", ROUTE, texts, urgent, False, 0]])
+        assert [child.receive()[0] for _ in range(2)] == ["begin", "done"]
+        after = threads(child)
+        busiest = max(before, key=lambda name: after[name][1] - before[name][1])
+        assert before[busiest][0] == (usual if urgent else PATIENT_NICE)
+        before = after
     assert child.end() == 0
 
 
