@@ -31,7 +31,7 @@ from dolmetsch.backoff import Backoff
 from dolmetsch.bot import PERMISSIONS, Bot
 from dolmetsch.errors import ConfigError, DolmetschError
 from dolmetsch.flags import Flags
-from dolmetsch.lifecycle import sd_notify, watchdog_interval_s
+from dolmetsch.lifecycle import feed_watchdog, sd_notify
 from dolmetsch.postbox import passing
 from dolmetsch.replybook import ReplyBook
 from dolmetsch.transport import broker_of
@@ -104,7 +104,7 @@ async def _serve(settings: config.Config, token: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     pauses = Backoff(random.Random(), most_s=AWAY_S)
-    feeding = loop.create_task(_feed_watchdog())
+    feeding = loop.create_task(feed_watchdog())
     sd_notify("READY=1")  # Discord need not be there yet: after a power cut the router comes up last
     try:
         while not await _run(Bot(discord_config, broker, keys, flags, book), token):
@@ -114,13 +114,6 @@ async def _serve(settings: config.Config, token: str) -> None:
     finally:
         feeding.cancel()
         book.close()
-
-
-async def _feed_watchdog() -> None:
-    """For as long as the loop turns: whatever blocks it blocks the bot."""
-    while (pause_s := watchdog_interval_s()) is not None:
-        sd_notify("WATCHDOG=1")
-        await asyncio.sleep(pause_s)
 
 
 async def _run(bot: Bot, token: str) -> bool:

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """The HTTP gateway: the LibreTranslate API in front of the cluster, and the keys for it.
 
-Bottle answers, waitress serves: its main thread reads requests and writes answers, its other threads each hold one
-request and wait for its translation, and one more thread runs the client.
+One loop: aiohttp's server, the API and the client are all in it.
 """
 
 from __future__ import annotations
@@ -12,29 +11,27 @@ from dolmetsch.bootstrap import in_venv
 in_venv()
 
 import argparse
+import asyncio
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
 
 from dolmetsch import __version__, config, logs
 from dolmetsch.apikeys import Allowance, Keys
+from dolmetsch.calls import Calls
 from dolmetsch.detect import Detector
 from dolmetsch.errors import ConfigError, DolmetschError, LedgerError
-from dolmetsch.httpapi import CORS, Api, error_body
-from dolmetsch.httpspec import too_large
-from dolmetsch.lifecycle import Signals, sd_notify, watchdog_interval_s
-from dolmetsch.serving import Headers, Server, host_and_port, listen
-from dolmetsch.threads import BlockingClient
+from dolmetsch.httpapi import Api
+from dolmetsch.httpserver import HttpServer
+from dolmetsch.lifecycle import feed_watchdog, sd_notify
+from dolmetsch.listening import host_and_port, listen
 from dolmetsch.transport import broker_of
-
-SPARE_THREADS: Final = 8  # above those that translate: for languages, health, refusals
-MAX_HEADER_BYTES: Final = 64 * 2**10  # a form may come in the query
-TURN_S: Final = 1.0  # the main loop looks at the signals and the client at least so often
 
 log = logging.getLogger("http")
 
@@ -92,8 +89,9 @@ def _manage_keys(arguments: argparse.Namespace, keys: Keys) -> None:
 # ---- serving ----
 
 
-def _listen(where: str, settings: config.HttpConfig, opened: bool) -> socket.socket:
+def _listen(settings: config.HttpConfig, opened: bool) -> socket.socket:
     """The listening socket. Beyond loopback anybody could use the cluster, so that takes keys or a clear word."""
+    where = settings.listen
     host, _ = host_and_port(where)
     try:
         local = ipaddress.ip_address(host).is_loopback
@@ -106,34 +104,26 @@ def _listen(where: str, settings: config.HttpConfig, opened: bool) -> socket.soc
     return listen(where)
 
 
-def _server(app: Any, listener: socket.socket, settings: config.HttpConfig) -> Server:
-    def refuse(code: int, reason: str) -> tuple[Headers, bytes]:
-        words = str(too_large(settings.body_bytes)) if code == 413 else reason
-        return [*CORS.items(), ("Content-Type", "application/json")], error_body(words)
+class _Stop:
+    """Two signals: the first says drain, the second end now. For the loop that runs."""
 
-    return Server(
-        app,
-        listener,
-        refuse,
-        threads=settings.concurrent + SPARE_THREADS,
-        connection_limit=settings.connections,
-        max_request_header_size=MAX_HEADER_BYTES,
-        max_request_body_size=settings.body_bytes + 1,
-    )
+    def __init__(self) -> None:
+        self.drain = asyncio.Event()
+        self.now = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._handle)
+
+    def _handle(self) -> None:
+        (self.now if self.drain.is_set() else self.drain).set()
 
 
-def _run(server: Server, signals: Signals, client: BlockingClient, drain_s: float) -> None:
-    def tick() -> bool:
-        sd_notify("WATCHDOG=1")
-        return client.alive
-
-    server.run(signals, min(TURN_S, watchdog_interval_s() or TURN_S), tick, drain_s)
-
-
-def _serve(settings: config.Config, opened: bool) -> bool:
-    """Serve until a signal; False when the client has broken down."""
-    where = settings.http.listen
-    keys = _keys(settings.http)
+async def _serve(settings: config.Config, keys: Keys, listener: socket.socket) -> None:
+    """Open what a server needs, and run it."""
+    # Here and not with the first request: its model takes half a second and 100 MB.
+    detector = Detector()
+    broker, credentials = broker_of(settings)
+    # The name is this gateway's alone: of two with one name, the broker would give one the other's answers.
+    name = f"http-{socket.gethostname()[:64]}-{listener.getsockname()[1]}"
 
     def holders() -> int:
         try:
@@ -141,21 +131,35 @@ def _serve(settings: config.Config, opened: bool) -> bool:
         except LedgerError:
             return 0  # for the report only; requests say so
 
-    with _listen(where, settings.http, opened) as listener, Signals() as signals:
-        # Here and not with the first request: its model takes half a second and 100 MB, and serves all threads.
-        detector = Detector()
-        broker, credentials = broker_of(settings)
-        # The name is this gateway's alone: of two with one name, the broker would give one the other's answers.
-        name = f"http-{socket.gethostname()[:64]}-{listener.getsockname()[1]}"
-        with BlockingClient(broker, gateway=name, kind="http", keys=credentials, units=holders) as client:
-            server = _server(Api(settings.http, client, keys, detector).app, listener, settings.http)
-            log.info("listening at http://%s, broker %s", where, broker)
-            sd_notify("READY=1")
-            _run(server, signals, client, settings.http.drain_s)
-            alive = client.alive
-        server.close()
-    keys.close()
-    return alive
+    calls = Calls(broker, gateway=name, kind="http", keys=credentials, units=holders)
+    with Api(settings.http, calls, keys, detector) as api:
+        async with calls:
+            server = HttpServer(api.answer, most_bytes=settings.http.body_bytes, connections=settings.http.connections)
+            await calls.is_there()  # or the first request would hear that no node is there
+            log.info("listening at http://%s, broker %s", settings.http.listen, broker)
+            await _run(server, listener, calls, settings.http.drain_s)
+
+
+async def _run(server: HttpServer, listener: socket.socket, calls: Calls, drain_s: float) -> None:
+    """Serve until a signal says stop; then answer what was asked, for at most ``drain_s`` seconds.
+
+    A second signal ends that too, and so does a bug in any task.
+    """
+    stop = _Stop()
+    sd_notify("READY=1")
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server.serve(listener))
+        beside = [tasks.create_task(one) for one in (calls.report(), feed_watchdog())]
+        await stop.drain.wait()
+        serving.cancel()
+        await asyncio.wait({serving})
+        listener.close()
+        log.info("stopping: answering what was asked")
+        sd_notify("STOPPING=1")
+        last = [tasks.create_task(one) for one in (server.close(), stop.now.wait())]
+        await asyncio.wait(last, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*beside, *last):
+            task.cancel()
 
 
 def main(argv: list[str]) -> int:
@@ -171,8 +175,8 @@ def main(argv: list[str]) -> int:
         if arguments.command == "keys":
             _manage_keys(arguments, _keys(settings.http))
             return 0
-        if not _serve(settings, arguments.open):
-            return 1
+        with closing(_keys(settings.http)) as keys, _listen(settings.http, arguments.open) as listener:
+            asyncio.run(_serve(settings, keys, listener))
     except DolmetschError as error:
         log.error("%s", error)
         return 1

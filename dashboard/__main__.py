@@ -28,7 +28,8 @@ from dashboard.operator import Operator
 from dolmetsch import __version__, config, logs
 from dolmetsch.errors import DolmetschError
 from dolmetsch.lifecycle import Signals, sd_notify, watchdog_interval_s
-from dolmetsch.serving import Server, listen
+from dolmetsch.listening import listen
+from dolmetsch.serving import Server
 from dolmetsch.transport import address, broker_of, telemetry_address
 
 HOUSE: Final = Path(__file__).resolve().parent.parent

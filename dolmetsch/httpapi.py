@@ -1,7 +1,8 @@
-"""The LibreTranslate API as a WSGI application: same paths, fields, status codes and error shape.
+"""The LibreTranslate API, a request in and a reply out: same paths, fields, status codes and error shape.
 
 A request's way: body to fields, key or address to caller, fields to ``Wish``, wish to jobs, answers to JSON. Whatever
-is wrong is an ``HttpError`` and ends as ``{"error": "..."}``. No text gets into a log.
+is wrong is an ``HttpError`` and ends as ``{"error": "..."}``. No text gets into a log. Pages are taken apart and put
+together in threads, as a large one takes a moment; all else is done in the loop.
 
 Where LibreTranslate answers 500, this says what is the matter: 502 when a text could not be translated, 503 without a
 broker or a node, 504 when time is over.
@@ -9,32 +10,34 @@ broker or a node, 504 when time is over.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, Protocol
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
-import bottle
 import msgspec
 
 from dolmetsch import __version__, detect, logs
 from dolmetsch.apikeys import Allowance, Keys, Windows
+from dolmetsch.calls import Work
 from dolmetsch.config import HttpConfig
 from dolmetsch.detect import UNKNOWN, Detector, Guess
 from dolmetsch.errors import DolmetschError, JobFailed, JobRejected, LedgerError, NoBroker, RemoteError
 from dolmetsch.html import Page, has_words, without_tags
-from dolmetsch.httpspec import Environ, HttpError, Wish, address_of, described, fields_of, texts_of, wish_of
+from dolmetsch.httpspec import HttpError, Request, Wish, address_of, described, fields_of, texts_of, wish_of
 from dolmetsch.messages import MAX_ROUTES, MAX_TEXTS, Answer
 from dolmetsch.reports import Route
-from dolmetsch.threads import Work
 
 JOB_CHARS: Final = 2000  # of a page's texts in one job: a long page is spread over the cluster
 AWAY_RETRY_S: Final = 5.0
 BUSY_RETRY_S: Final = 1.0
+PAGE_THREADS: Final = 2
 DAY_S: Final = 86_400
 CORS: Final = {
     "Access-Control-Allow-Origin": "*",
@@ -44,11 +47,24 @@ CORS: Final = {
     "Access-Control-Max-Age": str(20 * DAY_S),
 }
 
+JSON: Final = "application/json"
+TEXT: Final = "text/plain; charset=utf-8"
+
 log = logging.getLogger("http")
+
+T = TypeVar("T")
+
+
+class Reply(NamedTuple):
+    """What goes back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 class Translator(Protocol):
-    """What this room needs of the cluster: ``threads.BlockingClient``, or a test's own."""
+    """What this room needs of the cluster: ``calls.Calls``, or a test's own."""
 
     @property
     def routes(self) -> tuple[Route, ...]: ...
@@ -56,7 +72,9 @@ class Translator(Protocol):
     @property
     def trouble(self) -> str: ...
 
-    def translate(self, works: Sequence[Work], *, deadline_s: float, since: float | None = None) -> list[Answer]: ...
+    async def translate(
+        self, works: Sequence[Work], *, deadline_s: float, since: float | None = None
+    ) -> list[Answer]: ...
 
 
 class Caller(NamedTuple):
@@ -94,8 +112,14 @@ class Languages:
         ]
 
 
+Do = Callable[..., Awaitable[list[tuple[str, ...]]]]
+"""From jobs, and how many alternatives each is to have, to the texts of each."""
+Way = Callable[[Request], Awaitable[Any]]
+"""From a request to what is said in JSON, or to a text. Raises ``DolmetschError``."""
+
+
 class Api:
-    """``app`` is the WSGI application; many threads may call it."""
+    """``answer`` answers one request; many may be under way in one loop."""
 
     def __init__(self, config: HttpConfig, translator: Translator, keys: Keys, detector: Detector) -> None:
         self._config = config
@@ -103,45 +127,69 @@ class Api:
         self._keys = keys
         self._detector = detector
         self._windows = Windows()
-        self._slots = threading.BoundedSemaphore(config.concurrent)
+        self._at_once = 0
         self._languages = Languages(())
         self._told: tuple[Route, ...] = ()
         self._seen: set[str] = set()  # routes that were on offer since the start
-        self.app = self._routes()
+        self._pages = ThreadPoolExecutor(PAGE_THREADS, "pages")
+        self._ways: Mapping[str, tuple[str, Way]] = {
+            "/": ("GET", self._index),
+            "/translate": ("POST", self._translate),
+            "/detect": ("POST", self._detect),
+            "/languages": ("GET", self._list),
+            "/frontend/settings": ("GET", self._settings),
+            "/health": ("GET", self._health),
+            "/spec": ("GET", self._show_spec),
+            "/translate_file": ("POST", _no_files),
+            "/suggest": ("POST", _no_suggestions),
+        }
 
-    def _routes(self) -> bottle.Bottle:
-        app = _App()
-        app.config["catchall"] = False  # Bottle would print a traceback, and its last line may quote a text
-        for method, path, answer in (
-            ("GET", "/", self._index),
-            ("POST", "/translate", self._translate),
-            ("POST", "/detect", self._detect),
-            ("GET", "/languages", lambda environ: self._offered().listed()),
-            ("GET", "/frontend/settings", self._settings),
-            ("GET", "/health", self._health),
-            ("GET", "/spec", self._show_spec),
-            ("POST", "/translate_file", _no_files),
-            ("POST", "/suggest", _no_suggestions),
-        ):
-            app.route(path, method, functools.partial(_respond, answer))
-            app.route(path, "OPTIONS", _preflight)
-        return app
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End its threads."""
+        self._pages.shutdown()
+
+    async def answer(self, request: Request) -> Reply:
+        """Whatever happens, there is a reply."""
+        try:
+            method, way = self._ways.get(request.path, ("", _nowhere))
+            if method and request.method == "OPTIONS":  # a browser asks whether its page may ask
+                return Reply(200, {**CORS, "Content-Type": TEXT}, b"")
+            if method and request.method != method and (request.method, method) != ("HEAD", "GET"):
+                return refusal(HttpError(405, f"this takes {method}"), Allow=f"{method}, OPTIONS")
+            body = await way(request)
+            if isinstance(body, str):
+                return Reply(200, {**CORS, "Content-Type": TEXT}, body.encode())
+            return Reply(200, {**CORS, "Content-Type": JSON}, msgspec.json.encode(body))
+        except DolmetschError as error:
+            return refusal(http_error(error))
+        except Exception as error:
+            log.error("a bug: %s", logs.trace(error))  # never its message: it may quote a text
+            return refusal(HttpError(500, "Internal error"))
+
+    async def _apart(self, do: Callable[..., T], *arguments: Any) -> T:
+        """What takes a moment, in a thread, so that others need not wait for it."""
+        return await asyncio.get_running_loop().run_in_executor(self._pages, do, *arguments)
 
     # ---- what is asked for ----
 
-    def _translate(self, environ: Environ) -> dict[str, Any]:
+    async def _translate(self, request: Request) -> dict[str, Any]:
         since = time.monotonic()
-        fields = fields_of(environ, self._config.body_bytes)
-        caller = self._caller(environ, fields)
+        fields = fields_of(request)
+        caller = self._caller(request, fields)
         wish = wish_of(fields, self._config)
         with self._slot():
             self._charge(caller, sum(map(len, wish.texts)))
-            return self._fulfil(wish, caller.tenant, since)
+            return await self._fulfil(wish, caller.tenant, since)
 
-    def _fulfil(self, wish: Wish, tenant: str, since: float) -> dict[str, Any]:
+    async def _fulfil(self, wish: Wish, tenant: str, since: float) -> dict[str, Any]:
         languages = self._offered()
         target = languages.code(wish.target)
-        source, guess = self._source(wish, target, languages)
+        source, guess = await self._source(wish, target, languages)
         result: dict[str, Any]
         others: list[list[str]] = [[] for _ in wish.texts]
         if source == target or source not in languages.targets:
@@ -149,9 +197,9 @@ class Api:
         else:
             do = functools.partial(self._do, self._route(languages, source, target), tenant, since)
             if wish.as_html:
-                new = _translate_pages([Page(text, source) for text in wish.texts], do)
+                new = await self._translate_pages(wish.texts, source, do)
             else:
-                new, others = _translate_texts(wish.texts, wish.alternatives, do)
+                new, others = await _translate_texts(wish.texts, wish.alternatives, do)
         result = {"translatedText": new if wish.batch else new[0]}
         if wish.source.lower() == "auto":
             shown = _shown(guess)
@@ -160,12 +208,14 @@ class Api:
             result["alternatives"] = others if wish.batch else others[0]
         return result
 
-    def _source(self, wish: Wish, target: str, languages: Languages) -> tuple[str, Guess]:
+    async def _source(self, wish: Wish, target: str, languages: Languages) -> tuple[str, Guess]:
         """The language to translate from. What cannot be told is left as it is: then it is "" or the target."""
         if wish.source.lower() != "auto":
             return languages.code(wish.source), UNKNOWN
         text = "\n".join(wish.texts)
-        guess = self._detector.detect(without_tags(text) if wish.as_html else text, languages.targets)[0]
+        if wish.as_html:
+            text = await self._apart(without_tags, text)
+        guess = self._detector.detect(text, languages.targets)[0]
         if guess == UNKNOWN and target not in languages.targets.get(guess.language, ()):
             return "", guess
         return guess.language, guess
@@ -180,23 +230,35 @@ class Api:
             raise HttpError(503, f"no node translates {names} at this moment", AWAY_RETRY_S)
         raise HttpError(400, f"{names} is not available: see /languages")
 
-    def _do(
+    async def _do(
         self, route: str, tenant: str, since: float, jobs: Iterable[tuple[str, ...]], alternatives: int = 0
     ) -> list[tuple[str, ...]]:
         """Each job's translations."""
         works = [Work(route, texts, tenant, alternatives) for texts in jobs]
-        answers = self._translator.translate(works, deadline_s=self._config.deadline_s, since=since)
+        answers = await self._translator.translate(works, deadline_s=self._config.deadline_s, since=since)
         return [answer.texts or () for answer in answers]
 
-    def _detect(self, environ: Environ) -> list[dict[str, Any]]:
-        fields = fields_of(environ, self._config.body_bytes)
-        caller = self._caller(environ, fields)
+    async def _translate_pages(self, texts: list[str], source: str, do: Do) -> list[str]:
+        """Jobs of many short texts each."""
+        pages = await self._apart(lambda: [Page(text, source) for text in texts])
+        jobs = list(_packed(dict.fromkeys(text for page in pages for text in page.texts)))
+        translated: dict[str, str] = {}
+        for job, new in zip(jobs, await do(jobs), strict=True):
+            translated.update(zip(job, new, strict=True))
+        return await self._apart(lambda: [page.render(translated) for page in pages])
+
+    async def _detect(self, request: Request) -> list[dict[str, Any]]:
+        fields = fields_of(request)
+        caller = self._caller(request, fields)
         texts, _ = texts_of(fields)
         self._charge(caller, min(sum(map(len, texts)), detect.MAX_CHARS))
         guesses = self._detector.detect("\n".join(texts), self._offered().targets)
         return [_shown(guess) for guess in guesses]
 
-    def _settings(self, environ: Environ) -> dict[str, Any]:
+    async def _list(self, request: Request) -> list[dict[str, Any]]:
+        return self._offered().listed()
+
+    async def _settings(self, request: Request) -> dict[str, Any]:
         """As LibreTranslate's page for browsers reads them."""
         targets = {target for source, some in self._current().targets.items() for target in some if target != source}
         target = min(targets, default="en", key=detect.name)
@@ -215,18 +277,18 @@ class Api:
             },
         }
 
-    def _health(self, environ: Environ) -> dict[str, str]:
+    async def _health(self, request: Request) -> dict[str, str]:
         """Whether it could translate now: for load balancers and people."""
         if self._translator.trouble:
             raise HttpError(503, self._translator.trouble, AWAY_RETRY_S)
         self._offered()
         return {"status": "ok"}
 
-    def _show_spec(self, environ: Environ) -> Any:
+    async def _show_spec(self, request: Request) -> Any:
         """The description of this API, with the limits and languages of now."""
         return described(self._config, sorted(map(detect.shown, self._current().targets)))
 
-    def _index(self, environ: Environ) -> str:
+    async def _index(self, request: Request) -> str:
         return (
             f"dolmetsch {__version__}: translations by the LibreTranslate API.\n\n"
             "POST /translate           q, source, target, format, alternatives, api_key\n"
@@ -239,7 +301,7 @@ class Api:
 
     # ---- who asks, and for how much ----
 
-    def _caller(self, environ: Environ, fields: Mapping[str, Any]) -> Caller:
+    def _caller(self, request: Request, fields: Mapping[str, Any]) -> Caller:
         key = fields.get("api_key")
         if not isinstance(key, str | None):
             raise HttpError(400, "Invalid request: api_key is a text")
@@ -254,7 +316,7 @@ class Api:
                 400, "an API key is needed here: ask whoever runs this server for one, and send it as api_key"
             )
         allowance = Allowance(self._config.per_minute, self._config.chars_per_minute)
-        return Caller(f"http:ip:{address_of(environ, self._config.trusted_proxies)}", allowance)
+        return Caller(f"http:ip:{address_of(request, self._config.trusted_proxies)}", allowance)
 
     def _charge(self, caller: Caller, chars: int) -> None:
         wait_s = self._windows.take(caller.tenant, caller.allowance, chars, time.monotonic())
@@ -266,12 +328,13 @@ class Api:
     @contextmanager
     def _slot(self) -> Iterator[None]:
         """One of the requests that are worked on at once."""
-        if not self._slots.acquire(blocking=False):
+        if self._at_once >= self._config.concurrent:
             raise HttpError(429, "Slowdown: too many requests at once", BUSY_RETRY_S)
+        self._at_once += 1
         try:
             yield
         finally:
-            self._slots.release()
+            self._at_once -= 1
 
     def _current(self) -> Languages:
         routes = self._translator.routes
@@ -292,26 +355,16 @@ class Api:
 
 # ---- texts ----
 
-Do = Callable[..., list[tuple[str, ...]]]
 
-
-def _translate_texts(texts: list[str], alternatives: int, do: Do) -> tuple[list[str], list[list[str]]]:
+async def _translate_texts(texts: list[str], alternatives: int, do: Do) -> tuple[list[str], list[list[str]]]:
     """A job for each text; what has no words stays as it is."""
     places = [place for place, text in enumerate(texts) if has_words(text)]
+    done = await do([(texts[place],) for place in places], alternatives)
     new, others = list(texts), [[] for _ in texts]  # type: tuple[list[str], list[list[str]]]
-    for place, (best, *more) in zip(places, do(((texts[place],) for place in places), alternatives), strict=True):
+    for place, (best, *more) in zip(places, done, strict=True):
         new[place] = best
         others[place] = [text for text in dict.fromkeys(more) if text not in ("", best)]
     return new, others
-
-
-def _translate_pages(pages: list[Page], do: Do) -> list[str]:
-    """Jobs of many short texts each."""
-    jobs = list(_packed(dict.fromkeys(text for page in pages for text in page.texts)))
-    translated: dict[str, str] = {}
-    for job, new in zip(jobs, do(jobs), strict=True):
-        translated.update(zip(job, new, strict=True))
-    return [page.render(translated) for page in pages]
 
 
 def _packed(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -334,39 +387,12 @@ def _shown(guess: Guess) -> dict[str, Any]:
 # ---- answers ----
 
 
-class _App(bottle.Bottle):  # type: ignore[misc]
-    """What Bottle itself refuses (no such path, another method) is refused in our form."""
-
-    def default_error_handler(self, res: bottle.HTTPError) -> bytes:
-        for name, value in CORS.items():
-            bottle.response.set_header(name, value)
-        bottle.response.content_type = "application/json"
-        return error_body(str(res.body))
-
-
-def _respond(answer: Callable[[Environ], Any]) -> bottle.HTTPResponse:
-    try:
-        body = answer(bottle.request.environ)
-        if isinstance(body, str):
-            return bottle.HTTPResponse(body, headers={**CORS, "Content-Type": "text/plain; charset=utf-8"})
-        return bottle.HTTPResponse(msgspec.json.encode(body), headers={**CORS, "Content-Type": "application/json"})
-    except DolmetschError as error:
-        return _refusal(http_error(error))
-    except Exception as error:
-        log.error("a bug: %s", logs.trace(error))  # never its message: it may quote a text
-        return _refusal(HttpError(500, "Internal error"))
-
-
-def _refusal(error: HttpError) -> bottle.HTTPResponse:
-    headers = {**CORS, "Content-Type": "application/json"}
+def refusal(error: HttpError, **headers: str) -> Reply:
+    """LibreTranslate's form of an error."""
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return bottle.HTTPResponse(error_body(str(error)), status=error.status, headers=headers)
-
-
-def error_body(text: str) -> bytes:
-    """LibreTranslate's form of an error."""
-    return msgspec.json.encode({"error": text})
+    body = msgspec.json.encode({"error": str(error)})
+    return Reply(error.status, {**CORS, "Content-Type": JSON, **headers}, body)
 
 
 def http_error(error: DolmetschError) -> HttpError:
@@ -393,13 +419,13 @@ def http_error(error: DolmetschError) -> HttpError:
     return HttpError(500, "Internal error")
 
 
-def _preflight() -> bottle.HTTPResponse:
-    return bottle.HTTPResponse(b"", headers={**CORS, "Content-Type": "text/plain; charset=utf-8"})
+async def _nowhere(request: Request) -> Any:
+    raise HttpError(404, "there is nothing at this path: / says what there is")
 
 
-def _no_files(environ: Environ) -> Any:
+async def _no_files(request: Request) -> Any:
     raise HttpError(403, "this server translates no files")
 
 
-def _no_suggestions(environ: Environ) -> Any:
+async def _no_suggestions(request: Request) -> Any:
     raise HttpError(403, "this server takes no suggestions")

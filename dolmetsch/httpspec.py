@@ -6,6 +6,7 @@ out is fields and a ``Wish``, or an ``HttpError`` with what is wrong.
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import json
 import re
@@ -27,7 +28,17 @@ MAX_FIELDS: Final = 5000  # of a form: a list q is many fields of one name
 _BELOW_ZERO: Final = re.compile(r"-[0-9]+")
 _DIGITS: Final = re.compile(r"[0-9]{1,20}")
 
-Environ = dict[str, Any]
+
+class Request(NamedTuple):
+    """What came: ``path`` decoded, ``query`` as it was sent."""
+
+    method: str
+    path: str
+    query: bytes = b""
+    kind: str = ""  # the header Content-Type
+    body: bytes = b""
+    address: str = ""  # of whoever connected
+    forwarded: str = ""  # the header X-Forwarded-For
 
 
 class HttpError(DolmetschError):
@@ -50,16 +61,13 @@ class Wish(NamedTuple):
     alternatives: int
 
 
-def fields_of(environ: Environ, most_bytes: int) -> dict[str, Any]:
+def fields_of(request: Request) -> dict[str, Any]:
     """What the body and, with a form, the query say. Raises ``HttpError``."""
-    length = int(environ.get("CONTENT_LENGTH") or 0)
-    if length > most_bytes:
-        raise too_large(most_bytes)
-    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    kind = request.kind.partition(";")[0].strip().lower()
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
-        return _json_fields(environ["wsgi.input"].read(length))
-    form = _multipart(environ) if kind == "multipart/form-data" else _form(environ["wsgi.input"].read(length))
-    return _form_fields([*form, *_form(environ.get("QUERY_STRING", "").encode("latin-1"))])
+        return _json_fields(request.body)
+    form = _multipart(request) if kind == "multipart/form-data" else _form(request.body)
+    return _form_fields([*form, *_form(request.query)])
 
 
 def too_large(most: int) -> HttpError:
@@ -134,13 +142,20 @@ def _form(encoded: bytes) -> list[tuple[str, str]]:
         raise HttpError(400, "Invalid request: the form is not URL-encoded UTF-8") from None
 
 
-class _Request(bottle.BaseRequest):  # type: ignore[misc]
+class _Form(bottle.BaseRequest):  # type: ignore[misc]
     MEMFILE_MAX = 64 * 2**20  # the body's size has been looked at before
 
 
-def _multipart(environ: Environ) -> list[tuple[str, str]]:
+def _multipart(request: Request) -> list[tuple[str, str]]:
     try:
-        form = _Request(environ).POST
+        form = _Form(
+            {
+                "REQUEST_METHOD": "POST",
+                "CONTENT_TYPE": request.kind,
+                "CONTENT_LENGTH": str(len(request.body)),
+                "wsgi.input": io.BytesIO(request.body),
+            }
+        ).POST
         pairs = [(name, value) for name, value in form.allitems() if isinstance(value, str)]
         "".join([name + value for name, value in pairs]).encode()  # a charset may smuggle in what is no Unicode
         return pairs
@@ -161,11 +176,11 @@ def _form_fields(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     return fields
 
 
-def address_of(environ: Environ, proxies: Sequence[str]) -> str:
+def address_of(request: Request, proxies: Sequence[str]) -> str:
     """The caller's address, as far as it can be believed; of IPv6 the network, for a caller has a whole one."""
-    address = environ.get("REMOTE_ADDR") or "unknown"
+    address = request.address or "unknown"
     if address in proxies:
-        for hop in reversed(environ.get("HTTP_X_FORWARDED_FOR", "").split(",")):
+        for hop in reversed(request.forwarded.split(",")):
             if (hop := hop.strip()) not in proxies:
                 address = hop or address
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -102,3 +103,10 @@ def watchdog_interval_s() -> float | None:
     except ValueError:
         return None
     return limit_us / 2e6 if limit_us > 0 else None
+
+
+async def feed_watchdog() -> None:
+    """For as long as the loop turns: whatever blocks it blocks the program."""
+    while (pause_s := watchdog_interval_s()) is not None:
+        sd_notify("WATCHDOG=1")
+        await asyncio.sleep(pause_s)

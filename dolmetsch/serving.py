@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -14,10 +13,9 @@ import waitress.server
 import waitress.task
 import waitress.wasyncore
 
-from dolmetsch.errors import ConfigError
 from dolmetsch.lifecycle import Signals, sd_notify
+from dolmetsch.listening import BACKLOG
 
-BACKLOG: Final = 1024
 END_S: Final = 2  # threads whose client is gone have this long to end
 
 log = logging.getLogger("http")
@@ -25,27 +23,6 @@ log = logging.getLogger("http")
 Headers = Sequence[tuple[str, str]]
 Refuse = Callable[[int, str], tuple[Headers, bytes]]
 """From the status and its reason to what is sent."""
-
-
-def host_and_port(where: str) -> tuple[str, int]:
-    """``HOST:PORT`` apart. Raises ``ConfigError``."""
-    host, _, port = where.strip().rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigError(f"cannot listen at {where!r}: it looks like 127.0.0.1:5000 or [::1]:5000")
-    return host, int(port)
-
-
-def listen(where: str) -> socket.socket:
-    """The listening socket of ``HOST:PORT``. Raises ``ConfigError``."""
-    host, port = host_and_port(where)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=host == "::")
-    except OSError as error:
-        number = error.errno or 0  # create_server's own text repeats the address
-        why = os.strerror(number) if number > 0 else "there is no such name"
-        raise ConfigError(f"cannot listen at {where} ({why}): choose another with --listen") from error
 
 
 def _channel_class(refuse: Refuse) -> type[waitress.channel.HTTPChannel]:

@@ -145,11 +145,11 @@ def test_32_clients_at_once_each_get_their_own(echo: Gateway) -> None:
 
 def test_what_the_server_itself_refuses_has_the_same_form(echo: Gateway) -> None:
     for request, status in (
-        (b"POST /translate HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"413"),
-        (b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", b"431"),
+        (b"POST /translate HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", b"413"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", b"431"),
         (b"nonsense\r\n\r\n", b"400"),
         (
-            b"POST /translate HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n200000\r\n"
+            b"POST /translate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n200000\r\n"
             + b"x" * 0x200000
             + b"\r\n0\r\n\r\n",
             b"413",
