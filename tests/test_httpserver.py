@@ -221,3 +221,10 @@ async def test_a_connection_that_cannot_be_accepted_costs_no_place(
         assert (await one.ask(b"GET / " + HEAD + b"Connection: close\r\n\r\n")).endswith(b"heard ")
         assert (await one.ask(b"GET / " + HEAD + b"Connection: close\r\n\r\n")).endswith(b"heard ")
     assert "cannot accept a connection: Too many open files" in caplog.text
+
+
+def test_who_does_not_read_an_answer_is_given_up_by_the_kernel() -> None:
+    with listen("127.0.0.1:0") as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert 0 < accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
