@@ -1,8 +1,9 @@
 """The ledger: every job that lives, on disk, so that an accepted job survives the broker.
 
 SQLite in WAL mode, one transaction a tick, ``synchronous=FULL``: when ``commit`` returns, the tick is on the disk. Rows
-are keyed by the job's number, so inserts append. Texts are gone once a job is done, the whole row once it is settled
-(``secure_delete`` overwrites them); ids of settled jobs are kept in blocks, the latest ``max_settled`` of them.
+are keyed by the job's number, so inserts append. What never changes of a job is one column: SQLite takes time for each,
+whenever a row is written. Texts are gone once a job is done, the whole row once it is settled (``secure_delete``
+overwrites them); ids of settled jobs are kept in blocks, the latest ``max_settled`` of them.
 """
 
 from __future__ import annotations
@@ -12,53 +13,61 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-import msgpack
+import msgspec
 
 from dolmetsch.effects import Op, Persist, Record, Recover
 from dolmetsch.errors import LedgerError
 from dolmetsch.jobs import Outcome
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 SPARE_BYTES: Final = 4 * 2**20  # free pages in the file that are worth giving back to the disk, ...
 COPY_BYTES: Final = 4 * 2**20  # ... where no more than this is left: all of it is written anew, and the broker waits
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_SCHEMA: Final = (
-    """
+_JOBS: Final = """
 CREATE TABLE job (
     seq INTEGER PRIMARY KEY,  -- order of arrival
-    job_id BLOB NOT NULL,
     gateway TEXT NOT NULL,
-    tenant TEXT NOT NULL,
-    lane INTEGER NOT NULL,    -- 0 interactive, 1 bulk
-    route TEXT NOT NULL,
-    texts BLOB,               -- msgpack list of UTF-8 texts; NULL once the job is done
-    reply_to BLOB NOT NULL,
     deadline REAL NOT NULL,   -- monotonic seconds of the boot in meta
-    deadline_s REAL NOT NULL, -- the same from when the job came, for another boot
-    state TEXT NOT NULL DEFAULT 'queued',
-    attempt INTEGER NOT NULL DEFAULT 0,
+    state TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
     failures INTEGER NOT NULL DEFAULT 0,
-    node TEXT,
-    outcome BLOB,             -- msgpack of texts, code, detail, model, cached, took_ms
-    alternatives INTEGER NOT NULL DEFAULT 0
-)""",
+    spec BLOB NOT NULL,       -- msgpack, see _Spec
+    texts BLOB,               -- msgpack list of UTF-8 texts; NULL once the job is done
+    outcome BLOB              -- msgpack of texts, code, detail, model, cached, took_ms
+)"""
+_SCHEMA: Final = (
+    _JOBS,
     "CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL)",
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
-_MIGRATIONS: Final = {1: "ALTER TABLE job ADD COLUMN alternatives INTEGER NOT NULL DEFAULT 0"}  # from version -> next
 _FOLD: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
-_pack: Final = msgpack.Packer().pack  # one packer for all: packb makes a new one each time
-_STATEMENTS: Final = {
-    Op.INSERT: "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s,"
-    " alternatives, state, attempt, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    Op.LEASE: "UPDATE job SET state = 'leased', attempt = ?, node = ? WHERE seq = ?",
-    Op.QUEUE: "UPDATE job SET state = 'queued', outcome = NULL, failures = ?, deadline = ? WHERE seq = ?",
-    Op.OWN: "UPDATE job SET gateway = ? WHERE seq = ?",
-    Op.FINISH: "UPDATE job SET state = ?, outcome = ?, texts = CASE WHEN ? THEN NULL ELSE texts END WHERE seq = ?",
-    Op.REMOVE: "DELETE FROM job WHERE seq BETWEEN ? AND ?",
-}
+_INSERT: Final = "INSERT INTO job (seq, gateway, deadline, state, attempt, spec, texts) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_LEASE: Final = "UPDATE job SET state = 'leased', attempt = ? WHERE seq = ?"
+_QUEUE: Final = "UPDATE job SET state = 'queued', outcome = NULL, failures = ?, deadline = ? WHERE seq = ?"
+_OWN: Final = "UPDATE job SET gateway = ? WHERE seq = ?"
+_DONE: Final = "UPDATE job SET state = 'done', outcome = ?, texts = NULL WHERE seq = ?"
+_DEAD: Final = "UPDATE job SET state = 'dead', outcome = ? WHERE seq = ?"
+_REMOVE: Final = "DELETE FROM job WHERE seq BETWEEN ? AND ?"
+
+
+class _Spec(NamedTuple):
+    """What never changes of a job."""
+
+    job_id: bytes
+    tenant: str
+    lane: int  # 0 interactive, 1 bulk
+    route: str
+    reply_to: bytes
+    deadline_s: float  # from when the job came, for another boot
+    alternatives: int
+
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+_read_spec: Final = msgspec.msgpack.Decoder(_Spec).decode
+_read_texts: Final = msgspec.msgpack.Decoder(tuple[bytes, ...]).decode
+_read_outcome: Final = msgspec.msgpack.Decoder(Outcome).decode
 
 
 class Ledger(Protocol):
@@ -134,6 +143,8 @@ class SqliteLedger:
             self._path.touch(mode=0o600)  # messages of people are in there
             self._db = self._open()
             return self._read(self._db, now)
+        except msgspec.MsgspecError as error:
+            raise LedgerError(f"{self._path} is not a usable ledger: move it away, or give --ledger") from error
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):
                 raise LedgerError(f"{self._path} is in use by another broker: stop it, or give --ledger") from error
@@ -168,9 +179,8 @@ class SqliteLedger:
         if version == 0:
             for statement in _SCHEMA:
                 db.execute(statement)
-        else:
-            for before in range(version, SCHEMA_VERSION):
-                db.execute(_MIGRATIONS[before])
+        elif version < SCHEMA_VERSION:
+            _take_over(db, version)
         if version < SCHEMA_VERSION:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         db.execute("COMMIT")
@@ -183,14 +193,14 @@ class SqliteLedger:
         # Monotonic time goes on between processes of one boot. After another boot it means nothing, and a Pi has no
         # clock battery to ask: then every deadline starts anew.
         same_boot = bool(boot) and row is not None and row[0] == boot
-        if not same_boot:
-            db.execute("UPDATE job SET deadline = ? + deadline_s", (now,))
-            db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot,))
-        query = (
-            "SELECT seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, state, attempt, failures,"
-            " outcome, alternatives FROM job ORDER BY seq"
+        rows = db.execute(
+            "SELECT seq, gateway, deadline, state, attempt, failures, spec, texts, outcome FROM job ORDER BY seq"
         )
-        records = [_record(row) for row in db.execute(query)]
+        records = [_record(row, None if same_boot else now) for row in rows]
+        if not same_boot:
+            deadlines = [(record.deadline, record.seq) for record in records]
+            db.executemany("UPDATE job SET deadline = ? WHERE seq = ?", deadlines)
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('boot', ?)", (boot,))
         settled: list[bytes] = []
         for (job_ids,) in db.execute("SELECT job_ids FROM settled ORDER BY block"):
             settled += [job_ids[start : start + 16] for start in range(0, len(job_ids), 16)]
@@ -204,8 +214,8 @@ class SqliteLedger:
             raise LedgerError(f"{self._path} is not open")
         try:
             db.execute("BEGIN")
-            for op, rows in _runs(changes):
-                db.executemany(_STATEMENTS[op], rows)
+            for statement, rows in _runs(changes):
+                db.executemany(statement, rows)
             settled = [row[1] for op, row in changes if op is Op.REMOVE]
             if settled:
                 self._remember(db, settled)
@@ -262,11 +272,11 @@ class SqliteLedger:
             self._db = None
 
 
-Runs = list[tuple[Op, list[tuple[Any, ...]]]]
+Runs = list[tuple[str, list[tuple[Any, ...]]]]
 
 
 def _runs(changes: Sequence[Persist]) -> Runs:
-    """The parameters for each statement, like ones together (for ``executemany``), each job's own in order."""
+    """The statements and the parameters for each (for ``executemany``), each job's own in order."""
     if any([op is Op.QUEUE or op is Op.OWN for op, _ in changes]):
         return _in_order(changes)
     # Without a job that comes back, a job's changes come as INSERT, LEASE, FINISH, REMOVE, whatever stands between.
@@ -274,27 +284,41 @@ def _runs(changes: Sequence[Persist]) -> Runs:
     for op, row in changes:
         groups[op].append(row)
     # A job leased in the tick in which it came is written once.
-    leases = {row[2]: row for row in groups[Op.LEASE]}
-    inserts = [_insert(row, leases.pop(row[0], None)) for row in groups[Op.INSERT]]
-    finishes = [_finish(row) for row in groups[Op.FINISH]]
+    attempts = {seq: attempt for attempt, _, seq in groups[Op.LEASE]}
+    inserts = [_insert(row, attempts.pop(row[0], 0)) for row in groups[Op.INSERT]]
+    leases = [(attempt, seq) for seq, attempt in attempts.items()]
+    ends: dict[str, list[tuple[Any, ...]]] = {"done": [], "dead": []}
+    for state, outcome, seq in groups[Op.FINISH]:
+        ends[state].append((_pack(outcome), seq))
     removes = _ranges([row[0] for row in groups[Op.REMOVE]])
-    runs = [(Op.INSERT, inserts), (Op.LEASE, list(leases.values())), (Op.FINISH, finishes), (Op.REMOVE, removes)]
-    return [(op, rows) for op, rows in runs if rows]
+    runs = [
+        (_INSERT, inserts), (_LEASE, leases), (_DONE, ends["done"]), (_DEAD, ends["dead"]), (_REMOVE, removes),
+    ]  # fmt: skip
+    return [(statement, rows) for statement, rows in runs if rows]
 
 
 def _in_order(changes: Sequence[Persist]) -> Runs:
     runs: Runs = []
-    for op, row in changes:
-        if not runs or runs[-1][0] is not op:
-            runs.append((op, []))
-        if op is Op.INSERT:
-            row = _insert(row, None)
-        elif op is Op.FINISH:
-            row = _finish(row)
-        elif op is Op.REMOVE:
-            row = (row[0], row[0])
+    for change in changes:
+        statement, row = _statement(change)
+        if not runs or runs[-1][0] is not statement:
+            runs.append((statement, []))
         runs[-1][1].append(row)
     return runs
+
+
+def _statement(change: Persist) -> tuple[str, tuple[Any, ...]]:
+    match change:
+        case (Op.INSERT, row):
+            return _INSERT, _insert(row, 0)
+        case (Op.LEASE, (attempt, _, seq)):
+            return _LEASE, (attempt, seq)
+        case (Op.FINISH, (state, outcome, seq)):
+            return _DONE if state == "done" else _DEAD, (_pack(outcome), seq)
+        case (Op.REMOVE, (seq, _)):
+            return _REMOVE, (seq, seq)
+        case (op, row):
+            return _QUEUE if op is Op.QUEUE else _OWN, row
 
 
 def _ranges(numbers: list[int]) -> list[tuple[Any, ...]]:
@@ -308,39 +332,49 @@ def _ranges(numbers: list[int]) -> list[tuple[Any, ...]]:
     return ranges
 
 
-def _insert(row: tuple[Any, ...], lease: tuple[Any, ...] | None) -> tuple[Any, ...]:
+def _insert(row: tuple[Any, ...], attempt: int) -> tuple[Any, ...]:
     seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now, alternatives = row
-    state = ("queued", 0, None) if lease is None else ("leased", lease[0], lease[1])
+    spec = _pack((job_id, tenant, lane, route, reply_to, deadline - now, alternatives))
     # Packed as bytes: packing a str leaves its UTF-8 form cached inside it, which would double a queued job's memory.
     packed = _pack([text.encode() for text in texts])
-    return (
-        seq, job_id, gateway, tenant, lane, route, packed, reply_to, deadline, deadline - now, alternatives, *state,
-    )  # fmt: skip
+    return (seq, gateway, deadline, "leased" if attempt else "queued", attempt, spec, packed)
 
 
-def _finish(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    state, outcome, seq = row
-    return (state, _pack(outcome), state == "done", seq)
-
-
-def _record(row: tuple[Any, ...]) -> Record:
-    (
-        seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, state, attempt, failures, outcome,
-        alternatives,
-    ) = row  # fmt: skip
+def _record(row: tuple[Any, ...], since: float | None) -> Record:
+    """A job from its row; with ``since``, its deadline starts anew then."""
+    seq, gateway, deadline, state, attempt, failures, packed, texts, outcome = row
+    spec = _read_spec(packed)
     return Record(
         seq=seq,
-        job_id=job_id,
+        job_id=spec.job_id,
         gateway=gateway,
-        tenant=tenant,
-        lane=lane,
-        route=route,
-        texts=() if texts is None else tuple([text.decode() for text in msgpack.unpackb(texts)]),
-        reply_to=reply_to,
-        deadline=deadline,
+        tenant=spec.tenant,
+        lane=spec.lane,
+        route=spec.route,
+        texts=() if texts is None else tuple([text.decode() for text in _read_texts(texts)]),
+        reply_to=spec.reply_to,
+        deadline=deadline if since is None else since + spec.deadline_s,
         state=state,
         attempt=attempt,
         failures=failures,
-        outcome=None if outcome is None else Outcome(*msgpack.unpackb(outcome, use_list=False)),
-        alternatives=alternatives,
+        outcome=None if outcome is None else _read_outcome(outcome),
+        alternatives=spec.alternatives,
     )
+
+
+def _take_over(db: sqlite3.Connection, version: int) -> None:
+    """Make a ledger of schema 1 or 2, where each part of a job has a column, one of the present schema."""
+    if version == 1:
+        db.execute("ALTER TABLE job ADD COLUMN alternatives INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE job RENAME TO before")
+    db.execute(_JOBS)
+    rows = db.execute(
+        "SELECT seq, gateway, deadline, state, attempt, failures, texts, outcome,"
+        " job_id, tenant, lane, route, reply_to, deadline_s, alternatives FROM before"
+    ).fetchall()
+    db.executemany(
+        "INSERT INTO job (seq, gateway, deadline, state, attempt, failures, texts, outcome, spec)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [(*row[:8], _pack(row[8:])) for row in rows],
+    )
+    db.execute("DROP TABLE before")

@@ -124,7 +124,8 @@ def test_an_empty_commit_is_nothing(reopen: Reopen) -> None:
 
 def test_runs_keep_the_order_where_a_job_comes_back() -> None:
     changes = [Persist(Op.LEASE, (1, "a", 1)), Persist(Op.QUEUE, (1, 0.0, 1)), Persist(Op.LEASE, (2, "b", 1))]
-    assert [op for op, _ in _runs(changes)] == [Op.LEASE, Op.QUEUE, Op.LEASE]
+    statements = [statement.split(" SET ")[1].split(",")[0] for statement, _ in _runs(changes)]
+    assert statements == ["state = 'leased'", "state = 'queued'", "state = 'leased'"]
 
 
 def test_a_second_broker_is_kept_out(tmp_path: Path) -> None:
@@ -144,6 +145,17 @@ def test_a_file_that_is_no_ledger(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(LedgerError, match="not a usable ledger"):
         SqliteLedger(path).load(NOW)
     assert path.read_bytes() == content
+
+
+def test_a_row_that_is_none_of_ours(tmp_path: Path) -> None:
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    ledger.commit([insert(1)])
+    assert ledger._db is not None
+    ledger._db.execute("UPDATE job SET spec = X'01'")
+    ledger.close()
+    with pytest.raises(LedgerError, match="not a usable ledger"):
+        SqliteLedger(tmp_path / "l").load(NOW)
 
 
 def test_a_ledger_from_the_future(tmp_path: Path) -> None:
@@ -286,7 +298,8 @@ def test_a_kill_leaves_all_that_was_committed_and_nothing_half(tmp_path: Path) -
     ledger.close()
 
 
-def test_a_ledger_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ledger_of_an_earlier_version_is_taken_over(tmp_path: Path, version: int) -> None:
     path = tmp_path / "ledger.sqlite3"
     db = sqlite3.connect(path)
     db.executescript(
@@ -299,20 +312,29 @@ def test_a_ledger_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
         );
         CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL);
         CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-        PRAGMA user_version = 1;
         """
     )
+    if version == 2:
+        db.execute("ALTER TABLE job ADD COLUMN alternatives INTEGER NOT NULL DEFAULT 0")
+    db.execute(f"PRAGMA user_version = {version}")
     texts = msgpack.packb([text.encode() for text in record(3).texts])
     db.execute(
         "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, deadline_s)"
         " VALUES (3, ?, 'g', 't', 1, 'de→en', ?, ?, 0, 60)",
         (key(3), texts, b"reply"),
     )
+    outcome = msgpack.packb(tuple(DONE))
+    db.execute(
+        "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, reply_to, deadline, deadline_s, state, attempt,"
+        " failures, outcome) VALUES (6, ?, 'g', 't', 1, 'de→en', ?, 0, 60, 'done', 3, 2, ?)",
+        (key(6), b"reply", outcome),
+    )
     db.commit()
     db.close()
     for _ in range(2):
         ledger = SqliteLedger(path)
-        assert ledger.load(NOW).records == [record(3)]
+        done = record(6, texts=(), state="done", attempt=3, failures=2, outcome=DONE)
+        assert ledger.load(NOW).records == [record(3), done]
         ledger.close()
 
 
