@@ -12,6 +12,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
+from dolmetsch import logs
 from dolmetsch.httpapi import Reply, refusal
 from dolmetsch.httpspec import HttpError, Request, too_large
 
@@ -47,7 +48,10 @@ class _Connection(web.RequestHandler):
         """What aiohttp itself refuses. Its own words may quote the request."""
         if isinstance(exc, LineTooLong):
             return _farewell(HttpError(431, "the head is too long"))
-        return _farewell(HttpError(status, "this is not HTTP"))
+        if status < 500:
+            return _farewell(HttpError(status, "this is not HTTP"))
+        log.error("a bug: %s", "" if exc is None else logs.trace(exc))
+        return _farewell(HttpError(status, "Internal error"))
 
 
 class HttpServer:
@@ -57,10 +61,9 @@ class HttpServer:
         self._answer = answer
         self._most_bytes = most_bytes
         self._places = asyncio.Semaphore(connections)
-        app = web.Application(client_max_size=most_bytes)
-        app.router.add_route("*", "/{path:.*}", self._handle)
         # A caller who hangs up takes the request along: nobody would read the answer.
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        self._server = web.Server(self._handle, request_factory=self._received, handler_cancellation=True)
+        self._runner = web.ServerRunner(self._server)
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept connections, for ever."""
@@ -83,9 +86,8 @@ class HttpServer:
         await self._runner.cleanup()
 
     def _connection(self) -> _Connection:
-        assert self._runner.server is not None
         return _Connection(
-            self._runner.server,
+            self._server,
             self._places.release,
             access_log=None,
             keepalive_timeout=IDLE_S,
@@ -96,17 +98,26 @@ class HttpServer:
             auto_decompress=False,
         )
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    def _received(
+        self, message: Any, payload: Any, connection: web.RequestHandler, writer: Any, task: asyncio.Task[None]
+    ) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(message, payload, connection, writer, task, loop, client_max_size=self._most_bytes)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             body = await self._body(request)
         except HttpError as error:
             return _farewell(error)
         return _response(await self._answer(_request(request, body)))
 
-    async def _body(self, request: web.Request) -> bytes:
+    async def _body(self, request: web.BaseRequest) -> bytes:
         """Raises ``HttpError``."""
         if (request.content_length or 0) > self._most_bytes:
             raise too_large(self._most_bytes)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer has yet to begin
         try:
             async with asyncio.timeout(READ_S):
                 return await request.read()
@@ -118,7 +129,7 @@ class HttpServer:
             raise HttpError(400, "Invalid request: the body is broken") from None
 
 
-def _request(request: web.Request, body: bytes) -> Request:
+def _request(request: web.BaseRequest, body: bytes) -> Request:
     return Request(
         request.method,
         request.path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import wraps
@@ -110,6 +111,26 @@ async def test_many_requests_of_one_connection_are_answered_in_order() -> None:
         assert reply.index(b"heard 1") < reply.index(b"heard 3")
 
 
+@pytest.mark.parametrize("target", [b"/a%0ab", b"*", b"http://x/a", b"//", b"/\xff", b"/%ff", b"/a?b=\xff"])
+@in_loop
+async def test_every_path_is_the_apis_to_know(target: bytes) -> None:
+    async with site() as one:
+        reply = await one.ask(b"OPTIONS " + target + b" " + HEAD + b"Connection: close\r\n\r\n")
+        assert reply.endswith(b"heard ") or b" 400 " in reply.split(b"\r\n")[0], reply
+        assert b"application/json" in reply or one.heard
+
+
+@in_loop
+async def test_who_would_rather_speak_http_2_is_answered_in_http_1() -> None:
+    async with site() as one:
+        reader, writer = await one.connect()
+        wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+        for _ in range(2):
+            writer.write(b"POST / " + HEAD + wish + b"Content-Length: 3\r\n\r\nabc")
+            assert (await reader.readuntil(b"heard abc")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
 @in_loop
 async def test_bodies_in_pieces_and_on_demand() -> None:
     async with site() as one:
@@ -120,6 +141,8 @@ async def test_bodies_in_pieces_and_on_demand() -> None:
         assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
         writer.write(b"abc")
         assert b"heard abc" in await reader.readuntil(b"abc")
+        writer.write(b"POST / " + HEAD + b"Expect: \xff\r\nContent-Length: 3\r\n\r\nabc")
+        assert b"heard abc" in await reader.readuntil(b"heard abc"), "what is not understood is not expected"
         writer.close()
 
 
@@ -127,6 +150,7 @@ async def test_bodies_in_pieces_and_on_demand() -> None:
     ("request_", "status"),
     [
         (b"POST / " + HEAD + b"Content-Length: 1025\r\n\r\n", 413),
+        (b"POST / " + HEAD + b"Expect: 100-continue\r\nContent-Length: 1025\r\n\r\n", 413),
         (b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n401\r\n" + b"x" * 1025 + b"\r\n", 413),
         (b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n", 400),
         (b"GET /" + b"x" * 70_000 + b" " + HEAD + b"\r\n", 431),
@@ -221,6 +245,42 @@ async def test_a_connection_that_cannot_be_accepted_costs_no_place(
         assert (await one.ask(b"GET / " + HEAD + b"Connection: close\r\n\r\n")).endswith(b"heard ")
         assert (await one.ask(b"GET / " + HEAD + b"Connection: close\r\n\r\n")).endswith(b"heard ")
     assert "cannot accept a connection: Too many open files" in caplog.text
+
+
+PARTS = (
+    b"\r\n", b"\n", b"\0", b"\xff", b":", b" ", b"Content-Length: 5\r\n", b"Content-Length: -1\r\n",
+    b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    b"Expect: 100-continue\r\n", b"Expect: \xff\r\n", b"Content-Encoding: gzip\r\n", b"HTTP/2.0", b"ffffffffff\r\n",
+    b"X-Forwarded-For: \xff\r\n", b"Content-Type: \xff\r\n",
+)  # fmt: skip
+WHOLE = (
+    b"POST / " + HEAD + b"Content-Length: 3\r\n\r\nabc", b"GET /a?b=c " + HEAD + b"\r\n",
+    b"POST / " + HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", b"OPTIONS * " + HEAD + b"\r\n",
+)  # fmt: skip
+
+
+def broken(chance: random.Random) -> bytes:
+    """Requests that came to harm on their way."""
+    request = bytearray(b"".join(chance.choices(WHOLE, k=chance.randint(1, 3))))
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(request) + 1)
+        request[at : at + chance.choice((0, 0, 1, 4))] = chance.choice(PARTS)
+    return bytes(request)
+
+
+@in_loop
+async def test_whatever_bytes_come_it_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("IDLE_S", "READ_S", "LINGER_S"):
+        monkeypatch.setattr(httpserver, name, 0.05)
+    chance = random.Random(1)
+    async with site() as one:
+        for _ in range(20):
+            for reply in await asyncio.gather(*[one.ask(broken(chance)) for _ in range(50)], return_exceptions=True):
+                assert isinstance(reply, bytes | ConnectionError)
+                assert b" 500 " not in (reply.split(b"\r\n")[0] if isinstance(reply, bytes) else b"")
+    assert "a bug" not in caplog.text and "Traceback" not in caplog.text
 
 
 def test_who_does_not_read_an_answer_is_given_up_by_the_kernel() -> None:
