@@ -39,8 +39,9 @@ import psutil
 from dolmetsch.config import EngineConfig
 from dolmetsch.errors import RemoteError
 
-READ_BYTES: Final = 256 * 2**10  # all that a socket holds by default: one read a turn keeps turns short
+READ_BYTES: Final = 64 * 2**10  # one read a turn keeps turns short; for more, glibc maps new memory each time
 MAX_BUFFER_BYTES: Final = 16 * 2**20  # far above a window of translations: more is no answer
+_ANSWERS: Final = list[tuple[bytes, tuple[str, ...] | None, str, str, str]]  # key, texts, model, code, detail
 BROKEN_STATUS: Final = 3  # the exit status of a child that found no engine to open
 BACKOFF_MIN_S: Final = 0.25  # before the first restart
 BACKOFF_MAX_S: Final = 30.0
@@ -220,12 +221,12 @@ class Child:
 
     def _answered(self, answers: list[Any], now: float, outcomes: list[PoolOutcome]) -> int:
         chars = 0
-        for answer in answers:
-            match answer:
-                case [bytes(key), None | [*_] as texts, str(model), str(code), str(detail)] if _all_str(texts or ()):
-                    job = self.hand.get(key)
-                case _:
-                    raise _nonsense("an answer is not [key, texts, model, code, detail]")
+        try:
+            checked = msgspec.convert(answers, _ANSWERS, builtin_types=(bytes,))
+        except msgspec.ValidationError:
+            raise _nonsense("an answer is not [key, texts, model, code, detail]") from None
+        for key, texts, model, code, detail in checked:
+            job = self.hand.get(key)
             if job is None:
                 continue
             self._lanes[job.urgent].moved_at = now
@@ -234,7 +235,6 @@ class Child:
                 if len(texts) != wanted:
                     raise _nonsense(f"{len(texts)} texts for a job of {wanted}")
                 chars += job.chars
-                texts = tuple(texts)
             begun = self._begun.get(key, now)
             self._release(key, now)
             self.jobs_done += 1

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 import msgpack
 import msgspec
@@ -61,6 +61,8 @@ M_TRIM_THRESHOLD: Final = -1  # malloc.h
 M_MMAP_THRESHOLD: Final = -3
 WEIGHTS_BYTES: Final = 64 * 2**10
 KEEP_BYTES: Final = 32 * 2**20  # the most that glibc takes for M_MMAP_THRESHOLD on 64 bits
+
+_JOBS: Final = list[tuple[bytes, str, list[str], bool, bool, Annotated[int, msgspec.Meta(ge=0, le=MAX_ALTERNATIVES)]]]
 
 log = logging.getLogger(__name__)
 
@@ -182,22 +184,20 @@ class Worker:
     def _take(self, message: Any) -> None:
         match message:
             case ["jobs", list(jobs)]:
-                for job in jobs:
-                    self._submit(job)
+                self._submit(jobs)
             case ["drop", list(keys)] if all(type(key) is bytes for key in keys):
                 for key in keys:
                     self._engine.drop(key)
             case _:
                 raise _nonsense("an unknown message")
 
-    def _submit(self, job: Any) -> None:
-        match job:
-            case [bytes(key), str(route), [*texts], bool(urgent), bool(alone), int(alternatives)] if (
-                0 <= alternatives <= MAX_ALTERNATIVES and all(type(text) is str for text in texts)
-            ):
-                self._engine.submit(key, route, texts, urgent=urgent, alone=alone, alternatives=alternatives)
-            case _:
-                raise _nonsense("a job is not [key, route, texts, urgent, alone, alternatives]")
+    def _submit(self, jobs: list[Any]) -> None:
+        try:
+            checked = msgspec.convert(jobs, _JOBS, builtin_types=(bytes,))
+        except msgspec.ValidationError:
+            raise _nonsense("a job is not [key, route, texts, urgent, alone, alternatives]") from None
+        for key, route, texts, urgent, alone, alternatives in checked:
+            self._engine.submit(key, route, texts, urgent=urgent, alone=alone, alternatives=alternatives)
 
     def _send(self, *messages: list[Any]) -> None:
         self._sock.sendall(b"".join([self._packer.pack(message) for message in messages]))
