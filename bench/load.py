@@ -12,6 +12,7 @@ from typing import Final
 
 import zmq
 
+from dolmetsch.client import new_job_id
 from dolmetsch.errors import RemoteError
 from dolmetsch.keys import Credentials
 from dolmetsch.lines import packs
@@ -79,7 +80,7 @@ class Load:
             yield self._spec(tuple([text for _, text in pack]), tenant)
 
     def _spec(self, texts: tuple[str, ...], tenant: str) -> JobSpec:
-        return JobSpec(uuid.uuid4().bytes, self.route, texts, self.lane, tenant, 600.0, b"")
+        return JobSpec(new_job_id(), self.route, texts, self.lane, tenant, 600.0, b"")
 
     def run(self, specs: Iterator[JobSpec], within_s: float = 120.0) -> float:
         """All of ``specs`` to their acks; the seconds it took. Raises ``LoadError``."""
@@ -130,7 +131,7 @@ class Load:
 
     def one(self, text: str) -> float:
         """One interactive job by itself; the seconds to its answer."""
-        spec = JobSpec(uuid.uuid4().bytes, self.route, (text,), INTERACTIVE, "bench", 60.0, b"")
+        spec = JobSpec(new_job_id(), self.route, (text,), INTERACTIVE, "bench", 60.0, b"")
         seconds = self.until_answered(iter((spec,)), 60.0)
         self.run(iter(()))  # its ack too: the next one finds an idle cluster
         return seconds

@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from dolmetsch.client import Client
+from dolmetsch.client import Client, new_job_id
 from dolmetsch.errors import DolmetschError, JobFailed, NoBroker, RemoteError
 from dolmetsch.keys import Credentials
 from dolmetsch.messages import BULK, Answer, JobSpec
@@ -199,7 +198,7 @@ class Calls:
 def _spec(work: Work, deadline_s: float, waited_ms: int) -> JobSpec:
     """A job of its own each time: two requests for one text are two requests."""
     return JobSpec(
-        uuid.uuid4().bytes,
+        new_job_id(),
         work.route,
         work.texts,
         work.lane,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from dolmetsch.client import BULK, Answer, Client
+from dolmetsch.client import BULK, Answer, Client, new_job_id
 from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, JobSettled
 from dolmetsch.messages import JobSpec
 
@@ -130,7 +130,7 @@ class LineRun:
             case JobRejected(retry_after_s=float(wait_s)) if tries:
                 asyncio.get_running_loop().call_later(wait_s, self._submit, pack, job_id, tries - 1)
             case JobSettled():  # its result was acked, but is not in the file: somebody took the file away
-                self._submit(pack, uuid.uuid4().bytes, tries)
+                self._submit(pack, new_job_id(), tries)
             case JobRejected(code="too_large" | "empty_text"):
                 self._failed(pack, end)
             case _:

@@ -53,6 +53,7 @@ from dolmetsch.reports import Route
 RESEND_S: Final = 2.0
 PING_S: Final = 1.0
 ACK_S: Final = 0.05  # acks are gathered this long: nobody waits for them, and each message costs the broker a commit
+MOMENT_S: Final = 0.01  # nobody misses so much of a deadline: the broker need not be told that it has passed
 DEADLINE_GRACE_S: Final = 2.0  # the broker's own word on a deadline comes first if it can come
 MAX_WISHES: Final = 64  # of an operator that wait for the broker
 MAX_ACKED: Final = 4096  # answers acked lately, so that a late copy is acked again and not taken for a stray
@@ -410,10 +411,8 @@ class Outbox:
             for job_id in self._unsent:
                 parcel = self._parcels[job_id]
                 parcel.phase, parcel.sent_at = _Phase.SENT, now
-                left_s = max(0.001, parcel.deadline - now)
-                specs.append(
-                    parcel.spec._replace(deadline_s=left_s) if left_s < parcel.spec.deadline_s else parcel.spec
-                )
+                spec, left_s = parcel.spec, max(0.001, parcel.deadline - now)
+                specs.append(spec if left_s >= spec.deadline_s - MOMENT_S else spec._replace(deadline_s=left_s))
             self._unsent.clear()
             self._effects += [Send(Submit(jobs=part)) for part in batches(specs, weigh=_weigh)]
         self._send_acks(now)
