@@ -119,6 +119,7 @@ class _Stop:
 
 async def _serve(settings: config.Config, keys: Keys, listener: socket.socket) -> None:
     """Open what a server needs, and run it."""
+    stop = _Stop()
     # Here and not with the first request: its model takes half a second and 100 MB.
     detector = Detector()
     broker, credentials = broker_of(settings)
@@ -137,15 +138,14 @@ async def _serve(settings: config.Config, keys: Keys, listener: socket.socket) -
             server = HttpServer(api.answer, most_bytes=settings.http.body_bytes, connections=settings.http.connections)
             await calls.is_there()  # or the first request would hear that no node is there
             log.info("listening at http://%s, broker %s", settings.http.listen, broker)
-            await _run(server, listener, calls, settings.http.drain_s)
+            await _run(server, listener, calls, stop, settings.http.drain_s)
 
 
-async def _run(server: HttpServer, listener: socket.socket, calls: Calls, drain_s: float) -> None:
+async def _run(server: HttpServer, listener: socket.socket, calls: Calls, stop: _Stop, drain_s: float) -> None:
     """Serve until a signal says stop; then answer what was asked, for at most ``drain_s`` seconds.
 
     A second signal ends that too, and so does a bug in any task.
     """
-    stop = _Stop()
     sd_notify("READY=1")
     async with asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(server.serve(listener))
