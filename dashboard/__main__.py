@@ -25,11 +25,11 @@ from dashboard.app import Dashboard, Parts
 from dashboard.collector import Collector
 from dashboard.history import History
 from dashboard.operator import Operator
+from dashboard.serving import Server
 from dolmetsch import __version__, config, logs
 from dolmetsch.errors import DolmetschError
 from dolmetsch.lifecycle import Signals, sd_notify, watchdog_interval_s
 from dolmetsch.listening import listen
-from dolmetsch.serving import Server
 from dolmetsch.transport import address, broker_of, telemetry_address
 
 HOUSE: Final = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dashboard.guard import HEADERS
 from dashboard.pages import JSON, encode_json
-from dolmetsch.serving import Headers, Server
+from dashboard.serving import Headers, Server
 
 THREADS: Final = 8
 CONNECTIONS: Final = 600  # open at once; below the 1024 descriptors that a process may have

@@ -24,8 +24,7 @@ LAYERS = (
     {"errors", "bootstrap", "logs", "lifecycle", "reports"},
     {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
      "cache", "link", "replybook", "apikeys", "listening", "detect"},
-    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec", "access", "keys",
-     "serving"},
+    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec", "access", "keys"},
     {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment", "html",
      "keyring"},
     {"books", "session", "outbox", "ledger", "decoder", "backlog", "child", "gate", "owner", "enrol",
@@ -104,7 +103,7 @@ def test_only_programs_join_core_and_adapters() -> None:
 DASHBOARD = {path.stem: path for path in (HOUSE / "dashboard").glob("*.py") if path.stem != "__init__"}
 DASHBOARD_PURE = {"attendance", "charts", "jobbook", "picture", "problems", "rates"}
 DASHBOARD_LAYERS = (
-    {"attendance", "jobbook", "pages", "rates"},
+    {"attendance", "jobbook", "pages", "rates", "serving"},
     {"charts", "metrics", "picture", "problems", "snapshot"},
     {"guard", "history", "operator", "watch"},
     {"collector", "server"},

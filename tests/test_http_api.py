@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dolmetsch import httpapi
 from dolmetsch.apikeys import Allowance, Keys
 from dolmetsch.calls import Work
 from dolmetsch.config import HttpConfig
 from dolmetsch.detect import Detector
 from dolmetsch.errors import DolmetschError, JobFailed, JobRejected, LedgerError, LocalError, NoBroker, RemoteError
+from dolmetsch.html import Page
 from dolmetsch.httpapi import Api, Reply
 from dolmetsch.httpspec import Request, address_of
 from dolmetsch.messages import Answer
@@ -185,6 +188,28 @@ def test_pages_keep_their_tags_and_are_jobs_of_many_texts(site: Site) -> None:
     assert reply["translatedText"][0].count("ABSATZ") == 100
     assert reply["translatedText"][1].startswith("<p>DAS IST")
     assert [len(work.texts) for work in site.translator.works] == [64, 36, 1, 2]
+
+
+def test_a_page_keeps_nobody_waiting(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is taken apart, others are answered."""
+    begun, leave = threading.Event(), threading.Event()
+
+    def slow(text: str, language: str) -> Page:
+        begun.set()
+        assert leave.wait(10)
+        return Page(text, language)
+
+    monkeypatch.setattr(httpapi, "Page", slow)
+    page = json.dumps({**GOOD, "q": "<p>Haus</p>", "format": "html"}).encode()
+
+    async def ask() -> None:
+        asked = asyncio.create_task(site.ask("POST", "/translate", page, "application/json"))
+        assert await asyncio.to_thread(begun.wait, 10)
+        assert (await site.ask("GET", "/health")).status == 200
+        leave.set()
+        assert (await asked).json == {"translatedText": "<p>HAUS</p>"}
+
+    site.loop.run(ask())
 
 
 @pytest.mark.parametrize(
