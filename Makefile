@@ -68,9 +68,11 @@ test: dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A package from parallel text: make model CORPUS=pairs.tsv VALIDATION=validation.tsv OUT=folder; see models/recipe/README.md.
+# On a CPU: matrix kernels are kept for all shapes, and memory for all tensors, instead of made and asked for anew.
+MODEL_ENV = ONEDNN_PRIMITIVE_CACHE_CAPACITY=20000 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1000000000000 MALLOC_TOP_PAD_=268435456
 model: .venv-model/installed
 	@test -n "$(CORPUS)" -a -n "$(VALIDATION)" || { echo "say from what: make model CORPUS=pairs.tsv VALIDATION=validation.tsv"; exit 2; }
-	@.venv-model/bin/python -m models.recipe train --corpus $(CORPUS) --validation $(VALIDATION) \
+	@$(MODEL_ENV) .venv-model/bin/python -m models.recipe train --corpus $(CORPUS) --validation $(VALIDATION) \
 		--work $(or $(WORK),.model) --out $(or $(OUT),.model/out) $(ARGS)
 
 .venv-model/installed: models/recipe/requirements.txt requirements.txt

@@ -198,10 +198,20 @@ def test_augmentation_takes_any_text_and_depends_on_its_chance_only(pair: Pair, 
 
 def test_batches_keep_to_their_size_and_lose_nothing() -> None:
     rows = [([5] * length, [1, *[6] * (length % 7), 2]) for length in range(1, 30)]
-    batches = stream.pack(rows, 80)
+    batches = stream.pack(rows, 200)
     assert sorted(map(len, (row for batch in batches for row in batch.sources))) == list(range(1, 30))
     for sources, targets in batches:
-        assert (max(map(len, sources)) + max(map(len, targets))) * len(sources) <= 80 or len(sources) == 1
+        width = stream.even(max(map(len, sources))) + stream.even(max(map(len, targets)) - 1)
+        assert width * len(sources) <= 200 or len(sources) <= stream.ROWS
+
+
+def test_few_shapes_of_batches_come_up() -> None:
+    chance = rng()
+    rows = [([5] * chance.randint(1, 30), [1, *[6] * chance.randint(1, 30), 2]) for _ in range(10_000)]
+    batches = stream.pack(rows, 1000)
+    assert all(len(sources) % stream.ROWS == 0 for sources, _ in batches[:-1])
+    wide = {len(sources) * stream.even(max(map(len, sources))) for sources, _ in batches}
+    assert len(wide) < len(batches) / 10
 
 
 def test_the_stream_goes_on_from_any_place_as_it_would_have() -> None:
@@ -372,6 +382,43 @@ def test_a_resumed_run_ends_with_the_same_numbers(rooms: SimpleNamespace, tmp_pa
     assert straight.progress.held_out[-1][1] < straight.progress.held_out[0][1]
     averages = [run.best_average() for run in (straight, resumed)]
     assert all(rooms.torch.equal(averages[0][0][name], averages[1][0][name]) for name in one)
+
+
+def test_a_deeper_network_says_at_first_what_the_shallow_one_said(rooms: SimpleNamespace) -> None:
+    shallow = rooms.weights.read_network(GERMAN / "model", 0.0)
+    layers = 2 * shallow.shape.encoder_layers
+    deep = rooms.network.deepened(shallow, layers, 0.0)
+    assert deep.shape.encoder_layers == len(deep.encoder.layer) == layers
+    processor = stream.open_pieces(GERMAN / "sentencepiece.model")
+    sources = [source for source, _ in stream.encode([PAIR, *SOME[:3]], processor)]
+    with rooms.torch.no_grad():
+        memories = [one.encode(*rooms.network.padded(sources, one.positions.device)) for one in (shallow, deep)]
+    assert rooms.torch.equal(*memories)
+    deep.loss(*zip(*stream.encode([PAIR], processor), strict=True), 0.1).backward()
+    assert all(bool(layer.ffn.linear_1.weight.grad.any()) for layer in deep.encoder.layer), "a new layer can learn"
+    with pytest.raises(ValueError, match="not a multiple"):
+        rooms.network.deepened(shallow, layers + 1, 0.0)
+
+
+def test_dropout_drops_its_share_and_keeps_the_sum(rooms: SimpleNamespace) -> None:
+    rooms.torch.manual_seed(1)
+    x = rooms.torch.ones(300, 1001, dtype=rooms.torch.bfloat16, requires_grad=True)
+    thin = rooms.network.dropout(x, 0.3, training=True)
+    assert thin.dtype == x.dtype and thin.unique().numel() == 2
+    assert abs(float((thin == 0).float().mean()) - 0.3) < 0.005
+    assert abs(float(thin.detach().float().mean()) - 1) < 0.01
+    thin.sum().backward()
+    assert rooms.torch.equal(x.grad, thin), "the gradient is dropped where the value was"
+    assert rooms.network.dropout(x, 0.3, training=False) is x and rooms.network.dropout(x, 0.0, training=True) is x
+
+
+def test_padding_has_no_part_in_the_loss(rooms: SimpleNamespace) -> None:
+    network = rooms.network.Network(replace(rooms.train.SHAPES["tiny"], vocabulary=50)).eval()
+    rows = [([7, 8, 9, 2], [1, 5, 2]), ([4, 2], [1, 9, 8, 7, 6, 2])]
+    with rooms.torch.no_grad():
+        alone = [float(network.loss([source], [target], 0.1)) for source, target in rows]
+        together = float(network.loss([source for source, _ in rows], [target for _, target in rows], 0.1))
+    assert together == pytest.approx(sum(alone), rel=1e-5)
 
 
 def test_a_mix_lies_between_its_two(rooms: SimpleNamespace) -> None:

@@ -22,6 +22,7 @@ from models.recipe.pairs import Pair
 from models.recipe.pieces import BOS, EOS, open_pieces, split_some, splits
 
 SHARD_PAIRS: Final = 20_000
+ROWS: Final = 8  # a batch has a multiple of this many sentences
 LONGEST_TOKENS: Final = 200  # of one side; dolmetsch cuts longer sources
 SPLIT: Final = 0.1  # of a source's pieces are cut in two
 
@@ -51,20 +52,30 @@ def encode(pairs: Sequence[Pair], processor: Any) -> list[tuple[Ids, Ids]]:
 
 
 def pack(rows: Sequence[tuple[Ids, Ids]], batch_tokens: int) -> list[Batch]:
-    """Batches of at most ``batch_tokens`` tokens of both sides, padding counted; sources of one length together."""
+    """Batches of at most ``batch_tokens`` tokens of both sides, padding counted; sources of one length together.
+
+    Widths and numbers of sentences are rounded, so that few shapes come up: a processor's matrix kernels are made anew
+    for each shape that was not seen before, which takes longer than to use them.
+    """
     batches: list[Batch] = []
     sources: list[Ids] = []
     targets: list[Ids] = []
     widest = 0
-    for source, target in sorted(rows, key=lambda row: (len(row[0]), len(row[1]))):
-        width = max(widest, len(target)) + len(source)  # sorted: this source is the longest so far
-        if sources and width * (len(sources) + 1) > batch_tokens:
+    ordered = sorted(rows, key=lambda row: (even(len(row[0])), len(row[1])))
+    for some in (ordered[at : at + ROWS] for at in range(0, len(rows), ROWS)):
+        widest = max(widest, *(len(target) for _, target in some))
+        width = even(len(some[-1][0])) + even(widest - 1)  # sorted: no source so far is longer
+        if sources and width * (len(sources) + len(some)) > batch_tokens:
             batches.append(Batch(sources, targets))
-            sources, targets, widest = [], [], 0
-        sources.append(source)
-        targets.append(target)
-        widest = max(widest, len(target))
+            sources, targets = [], []
+            widest = max(len(target) for _, target in some)
+        sources = sources + [source for source, _ in some]
+        targets = targets + [target for _, target in some]
     return [*batches, Batch(sources, targets)] if sources else batches
+
+
+def even(width: int) -> int:
+    return width + width % 2
 
 
 class Stream:

@@ -18,7 +18,7 @@ from dolmetsch.packages import open_package
 from models.recipe import plot
 from models.recipe.evaluate import Scores, Translator, evaluate, table
 from models.recipe.export import agreement, export
-from models.recipe.network import Network, Shape
+from models.recipe.network import Network, Shape, deepened
 from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
 from models.recipe.pairs import Pair, Tally, hold_out, training_pairs
 from models.recipe.pieces import make_pieces, open_pieces, vocabulary
@@ -35,12 +35,12 @@ START_PEAK: Final = 0.35  # of a size's highest rate, when the weights are not n
 # Vocabulary, and what it takes; the large one stays below 30 MB in int8.
 SHAPES: Final = {
     "tiny": Shape(1, 1, 32, 64, 2, 400),
-    "small": Shape(3, 2, 256, 1024, 4, 4000),
+    "small": Shape(6, 2, 256, 1024, 4, 4000),
     "large": Shape(6, 3, 512, 1024, 8, 8000),
 }
 SETTINGS: Final = {
     "tiny": Settings(batch_tokens=400, peak=3e-3, warmup=10, save_every=10),
-    "small": Settings(batch_tokens=4_000, peak=1.5e-3, warmup=300, save_every=100, dropout=0.2),
+    "small": Settings(batch_tokens=4_000, peak=1.5e-3, warmup=300, save_every=200, dropout=0.25),
     "large": Settings(batch_tokens=16_000, peak=7e-4, warmup=2_000, save_every=500, dropout=0.25, helpers=4),
 }
 
@@ -99,7 +99,10 @@ def _run(
     torch.manual_seed(options.seed)
     if options.start:
         network = read_network(options.start / "model", settings.dropout)
-        if open_package(options.start).route == f"{codes[0]}→{codes[1]}":
+        deeper = replace(SHAPES[size], vocabulary=network.shape.vocabulary)
+        if network.shape != deeper and network.shape == replace(deeper, encoder_layers=network.shape.encoder_layers):
+            network = deepened(network, deeper.encoder_layers, settings.dropout)
+        elif open_package(options.start).route == f"{codes[0]}→{codes[1]}":
             settings = replace(settings, peak=START_PEAK * settings.peak)
     else:
         shape = replace(SHAPES[size], vocabulary=processor.get_piece_size())

@@ -7,10 +7,12 @@ exactly the weights of one that was not interrupted; an accelerator's own sums m
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from models.recipe.network import Network, Shape
+from models.recipe.network import Network, Shape, seed_dropout
 from models.recipe.pairs import Pair
 from models.recipe.schedule import Plan
 from models.recipe.stream import Batch, Place, Stream, encode, pack
@@ -68,7 +70,11 @@ class Run:
         self._folder = folder
         self._held_out = held_out
         self._device = network.positions.device
-        self._random: dict[str, Any] = {}
+        self._parameters = list(network.parameters())
+        # A thread for each core, each with a part of the batch: threads within each operation wait for one another
+        # thousands of times a step, and are slower by a third, or by far more beside other work.
+        self._parts = torch.get_num_threads() if self._device.type == "cpu" else 1
+        self._threads = ThreadPoolExecutor(self._parts, initializer=torch.set_num_threads, initargs=(1,))
         self._optimizer = torch.optim.AdamW(_groups(network), betas=(0.9, 0.98), eps=1e-9, fused=True, lr=settings.peak)
         if self.checkpoint.exists():
             self._load()
@@ -82,7 +88,6 @@ class Run:
         progress = self.progress
         if steps:
             progress.plan = progress.plan.of(steps)
-        self._set_chance()
         batches = stream.batches(progress.place, self._settings.helpers)
         total, done = (steps, progress.step) if steps else (round(minutes * 60), round(progress.spent_s))
         with tqdm(total=total, initial=done, unit="step" if steps else "s", mininterval=1.0) as bar:
@@ -103,16 +108,25 @@ class Run:
         self.network.train()
         for group in self._optimizer.param_groups:
             group["lr"] = progress.plan.rate(progress.step)
-        with self._computing():
-            loss = self.network.loss(batch.sources, batch.targets, SMOOTHING)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
+        tokens = scored(batch)
+        with self._attending():
+            parts = list(self._threads.map(self._slope, split(batch, self._parts), itertools.count()))
+        for number, parameter in enumerate(self._parameters):
+            parameter.grad = sum(slopes[number] for _, slopes in parts) / tokens
+        torch.nn.utils.clip_grad_norm_(self._parameters, CLIP)
         self._optimizer.step()
         progress.step += 1
         progress.place = place
-        progress.tokens += sum(map(len, batch.targets))
-        return loss.detach()
+        progress.tokens += tokens
+        return sum(loss for loss, _ in parts) / tokens
+
+    def _slope(self, part: Batch, number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss of a part of a batch, and what each parameter has to do with it."""
+        # Of the step alone, so that a resumed run needs to know nothing of chance
+        seed_dropout((self._settings.seed << 40) + (self.progress.step << 8) + number)
+        with self._computing():
+            loss = self.network.loss(part.sources, part.targets, SMOOTHING)
+        return loss.detach(), torch.autograd.grad(loss, self._parameters)
 
     def _report(self, bar: Any, loss: Tensor, steps: int | None) -> None:
         progress = self.progress
@@ -123,26 +137,21 @@ class Run:
             speed = progress.tokens / progress.spent_s
             bar.set_postfix_str(f"step {progress.step}, loss {float(loss):.3f}, rate {rate:.1e}, {speed:.0f} tokens/s")
 
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """bf16 where it is wanted; on a CPU plain attention, which is faster there for sentences this short."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16))
-            if self._device.type == "cpu":
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            yield
+    def _computing(self) -> torch.autocast:
+        """bf16 where it is wanted. Nothing is shared with other threads."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.bf16, cache_enabled=False)
+
+    def _attending(self) -> AbstractContextManager[None]:
+        """On a CPU plain attention, which is faster there for sentences this short."""
+        return sdpa_kernel(SDPBackend.MATH) if self._device.type == "cpu" else nullcontext()
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """Cross-entropy for each target token of the pairs held out, without smoothing."""
         self.network.eval()
-        total = count = 0.0
-        with self._computing():
-            for batch in self._held_out:
-                tokens = sum(map(len, batch.targets)) - len(batch.targets)
-                total += float(self.network.loss(batch.sources, batch.targets, 0.0)) * tokens
-                count += tokens
-        return total / max(count, 1)
+        with self._attending(), self._computing():
+            total = sum(float(self.network.loss(batch.sources, batch.targets, 0.0)) for batch in self._held_out)
+        return total / max(sum(map(scored, self._held_out)), 1)
 
     def save(self) -> None:
         """Write the checkpoint and the weights; a crash leaves the ones before."""
@@ -156,8 +165,6 @@ class Run:
             "optimizer": self._optimizer.state_dict(),
             "progress": asdict(progress) | {"place": list(progress.place)},
             "shape": asdict(self.network.shape),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
         }
         _write(state, self.checkpoint)
         for old in snapshots(self._folder)[:-KEPT]:
@@ -172,14 +179,6 @@ class Run:
         told = state["progress"]
         plan, place = Plan(**told.pop("plan")), Place(*told.pop("place"))
         self.progress = Progress(plan=plan, place=place, **told)
-        self._random = {name: state[name] for name in ("random", "random_cuda")}
-
-    def _set_chance(self) -> None:
-        """Of dropout: when training begins, as whoever made this run may have drawn from the same source since."""
-        torch.manual_seed(self._settings.seed)
-        if self._random:
-            torch.set_rng_state(self._random["random"].cpu())
-            torch.cuda.set_rng_state_all([one.cpu() for one in self._random["random_cuda"]])
 
     def best_average(self) -> tuple[dict[str, Tensor], int, float]:
         """The average of the last checkpoints, of as many as give the lowest loss on what is held out.
@@ -215,6 +214,16 @@ def average(paths: Sequence[Path]) -> dict[str, Tensor]:
     """The mean of several weights."""
     states = [torch.load(path, weights_only=True) for path in paths]
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+
+
+def scored(batch: Batch) -> int:
+    """How many tokens of a batch count for the loss: all but the start marks."""
+    return sum(map(len, batch.targets)) - len(batch.targets)
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in so many parts of about the same size and widths, or fewer."""
+    return [Batch(batch.sources[at::parts], batch.targets[at::parts]) for at in range(min(parts, len(batch.sources)))]
 
 
 def held_out_batches(pairs: Sequence[Pair], processor: Any, batch_tokens: int) -> list[Batch]:
