@@ -1,4 +1,4 @@
-"""The front step: lets ``python node.py`` work without activating anything, and leave no core file.
+"""The front step: lets ``python node.py`` work without activating anything, leave no core file, and end on Ctrl-C.
 
 Only the standard library here, and nothing newer than an old Python can parse.
 """
@@ -11,11 +11,13 @@ import os
 import resource
 import sys
 from pathlib import Path
+from types import TracebackType
 
 
 def in_venv() -> None:
     """Go on in the ``.venv`` beside the programs when this Python lacks the requirements; say so when there is none."""
     leave_no_core()
+    sys.excepthook = _said
     if importlib.util.find_spec("zmq") is not None and importlib.util.find_spec("msgspec") is not None:
         return
     venv = Path(__file__).resolve().parent.parent / ".venv"
@@ -23,6 +25,12 @@ def in_venv() -> None:
     if python.exists() and Path(sys.prefix) != venv:
         os.execv(str(python), [str(python), *sys.orig_argv[1:]])
     sys.exit("dolmetsch's requirements are not installed: run `make env` in its folder first")
+
+
+def _said(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python says of an error, but nothing of Ctrl-C: a Pi takes seconds to import all that a gateway needs."""
+    if not issubclass(kind, KeyboardInterrupt):  # its exit status stays that of a program ended by SIGINT
+        sys.__excepthook__(kind, error, trace)
 
 
 def leave_no_core() -> None:

@@ -364,3 +364,15 @@ def test_programs_find_their_environment_by_themselves(tmp_path: Path) -> None:
     environment["PYTHONPATH"] = str(tmp_path)
     ended = subprocess.run(bare, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
     assert_one_clear_line(ended, "make env")
+
+
+def test_ctrl_c_while_a_program_imports_leaves_no_traceback() -> None:
+    first = "from dolmetsch.bootstrap import in_venv; in_venv(); "
+    ended, failed = (
+        subprocess.run(
+            [sys.executable, "-c", f"{first} raise {what}"], cwd=HOUSE, capture_output=True, timeout=30, check=False
+        )
+        for what in ("KeyboardInterrupt", "ValueError")
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, b"", b"")
+    assert failed.returncode == 1 and failed.stderr.endswith(b"ValueError\n")

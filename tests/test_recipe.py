@@ -421,6 +421,26 @@ def test_padding_has_no_part_in_the_loss(rooms: SimpleNamespace) -> None:
     assert together == pytest.approx(sum(alone), rel=1e-5)
 
 
+def test_a_batch_in_parts_teaches_what_it_teaches_as_a_whole(rooms: SimpleNamespace, tmp_path: Path) -> None:
+    made = []
+    for parts in (1, 3):
+        rooms.torch.set_num_threads(parts)
+        settings = replace(rooms.train.SETTINGS["tiny"], dropout=0.0, bf16=False)
+        rooms.torch.manual_seed(3)
+        network = rooms.network.Network(replace(rooms.train.SHAPES["tiny"], vocabulary=4000))
+        (tmp_path / str(parts)).mkdir()
+        run = rooms.training.Run(network, settings, tmp_path / str(parts), [])
+        pieces = GERMAN / "sentencepiece.model"
+        run.train(stream.Stream(SOME, pieces, CODES, batch_tokens=300, seed=1), minutes=1, steps=1)
+        made.append(([parameter.grad for parameter in network.parameters()], run.progress))
+    rooms.torch.set_num_threads(1)
+    (slopes, alone), (others, together) = made
+    assert all(rooms.torch.allclose(one, other, atol=1e-6) for one, other in zip(slopes, others, strict=True))
+    assert alone.tokens == together.tokens and alone.place == together.place
+    batch = stream.Batch([[5, 2]] * 2, [[1, 2]] * 2)
+    assert [len(part.sources) for part in rooms.training.split(batch, 3)] == [1, 1]
+
+
 def test_a_mix_lies_between_its_two(rooms: SimpleNamespace) -> None:
     start, trained = ({"w": rooms.torch.tensor([value])} for value in (0.0, 8.0))
     assert [float(rooms.train.mix(start, trained, keep)["w"]) for keep in (0.0, 0.25, 1.0)] == [8.0, 6.0, 0.0]
