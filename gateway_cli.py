@@ -272,7 +272,7 @@ def _ready_line(status: Status) -> str:
 
 def _show_status(status: Status, as_json: bool) -> str:
     if as_json:
-        record = {name: getattr(status, name) for name in status.__slots__}
+        record = {name: getattr(status, name) for name in status.__struct_fields__}
         record["nodes"] = [node._asdict() for node in status.nodes]
         record["gateways"] = [gateway._asdict() for gateway in status.gateways]
         record["routes"] = {route.route: route.model for route in status.routes}

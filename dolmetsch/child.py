@@ -28,13 +28,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
 import msgspec
 import psutil
+from msgspec import Struct
 
 from dolmetsch.config import EngineConfig
 from dolmetsch.errors import RemoteError
@@ -56,8 +56,7 @@ WORKER: Final = (sys.executable, "-m", "dolmetsch.worker")
 _HOUSE: Final = str(Path(__file__).resolve().parent.parent)  # where a child finds this package
 
 
-@dataclass(frozen=True, slots=True)
-class PoolJob:
+class PoolJob(Struct, frozen=True):
     """A job for a child, that came ``at``. ``chars``: of all ``texts``; ``alone``: suspected, in a batch of its own."""
 
     key: bytes
@@ -70,8 +69,7 @@ class PoolJob:
     alternatives: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PoolOutcome:
+class PoolOutcome(Struct, frozen=True):
     """How a job ended. ``texts`` is None when it failed; ``retry``: another attempt may go better.
 
     It waited ``wait_s`` seconds for its first batch, and was worked on for ``work_s``.
@@ -325,8 +323,7 @@ class Child:
         self.sock.close()
 
 
-@dataclass(frozen=True, slots=True)
-class ChildInfo:
+class ChildInfo(Struct, frozen=True):
     """One child for the heartbeat. ``state``: starting, idle, busy, ending, or waiting to restart (pid 0).
 
     ``busy_percent`` is the share of the last second or so with work in hand; ``stalled_s`` how long it has

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from dolmetsch.jobs import Outcome
 from dolmetsch.messages import Message, Telemetry
 from dolmetsch.reports import BrokerHealth
 
 
-@dataclass(frozen=True, slots=True)
-class FromPeer:
+class FromPeer(Struct, frozen=True):
     """A valid message came from the peer with this routing identity."""
 
     peer: bytes
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class PeerGone:
+class PeerGone(Struct, frozen=True):
     """The socket says that nobody is behind this routing identity any more."""
 
     peer: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The end of one turn of the loop: timers, dispatch, results."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Struct, frozen=True):
     """The broker is about to stop: take nothing new, lease nothing more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(Struct, frozen=True):
     """A second has passed, and this is how the broker's process is: publish how everything is."""
 
     health: BrokerHealth
@@ -63,8 +59,7 @@ class Record(NamedTuple):
     alternatives: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Recover:
+class Recover(Struct, frozen=True):
     """What the ledger held when the broker started."""
 
     records: Sequence[Record]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -107,6 +106,8 @@ def watchdog_interval_s() -> float | None:
 
 async def feed_watchdog() -> None:
     """For as long as the loop turns: whatever blocks it blocks the program."""
+    import asyncio  # not above: broker and node, which have no such loop, would start later and take 4 MB more
+
     while (pause_s := watchdog_interval_s()) is not None:
         sd_notify("WATCHDOG=1")
         await asyncio.sleep(pause_s)

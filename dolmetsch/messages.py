@@ -1,4 +1,4 @@
-"""The messages: one frozen dataclass each, and the limits they keep. Pure.
+"""The messages: one frozen struct each, and the limits they keep. Pure.
 
 Lists of jobs inside a message are named tuples, arrays on the wire, because a broker under load reads thousands of them
 a second. ``wire.py`` turns messages into frames and back; ``docs/protocol.md`` describes every message and field.
@@ -7,8 +7,9 @@ a second. ``wire.py`` turns messages into frames and back; ``docs/protocol.md`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
+
+from msgspec import Struct
 
 from dolmetsch.reports import (
     NOTHING_KNOWN,
@@ -152,37 +153,32 @@ class Failure(NamedTuple):
 # ---- gateway to broker ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
+class Hello(Struct, frozen=True, kw_only=True):
     """A gateway introduces itself, and does so again whenever the broker has not been heard for a while."""
 
     gateway: str
     incarnation: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submit:
+class Submit(Struct, frozen=True, kw_only=True):
     """Jobs to do."""
 
     jobs: tuple[JobSpec, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
+class Ack(Struct, frozen=True, kw_only=True):
     """The gateway has these results safely: the broker may forget them."""
 
     jobs: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
+class Cancel(Struct, frozen=True, kw_only=True):
     """Nobody waits for these jobs any more."""
 
     jobs: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manage:
+class Manage(Struct, frozen=True, kw_only=True):
     """An operator asks for ``action``. Answered with Managed.
 
     ``drain``, ``resume`` and ``restart`` are for the node named in ``node``; ``requeue`` and ``purge`` for the dead
@@ -195,8 +191,7 @@ class Manage:
     jobs: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ping:
+class Ping(Struct, frozen=True, kw_only=True):
     """Are you there? Answered with Pong, and with Routes before it unless ``edition`` is the present one.
 
     ``edition`` is that of the routes which the gateway knows; 0 is the one without any route.
@@ -205,13 +200,11 @@ class Ping:
     edition: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(Struct, frozen=True, kw_only=True):
     """How is the cluster? Answered with Status."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(Struct, frozen=True, kw_only=True):
     """How the gateway is: once a second, never answered. Counters count since the gateway started.
 
     ``latency_ms``, to the gateway's own service, is -1.0 where there is none. ``queued`` counts requests that have no
@@ -229,37 +222,32 @@ class Report:
 # ---- broker to gateway ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+class Accepted(Struct, frozen=True, kw_only=True):
     """These jobs are on the broker's disk."""
 
     jobs: tuple[JobState, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
+class Rejected(Struct, frozen=True, kw_only=True):
     """These jobs were refused; nothing of them is kept."""
 
     jobs: tuple[Refusal, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(Struct, frozen=True, kw_only=True):
     """These jobs have ended; sent again until acked."""
 
     jobs: tuple[Answer, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routes:
+class Routes(Struct, frozen=True, kw_only=True):
     """What nodes offer now; the number ``edition`` stands for this list until the broker ends."""
 
     edition: int
     routes: tuple[Route, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class Status(Struct, frozen=True, kw_only=True):
     """The cluster at a glance. Counters count since the broker started."""
 
     routes: tuple[Route, ...]
@@ -281,8 +269,7 @@ class Status:
     draining: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Managed:
+class Managed(Struct, frozen=True, kw_only=True):
     """What became of a Manage: how many nodes or dead letters it reached, or the ``problem`` in words."""
 
     action: str
@@ -294,8 +281,7 @@ class Managed:
 # ---- broker to whoever listens ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Telemetry:
+class Telemetry(Struct, frozen=True, kw_only=True):
     """The cluster as it is, published once a second. ``jobs`` is a sample of those that ended since the last one."""
 
     broker: str
@@ -315,8 +301,7 @@ class Telemetry:
 # ---- node to broker ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Register:
+class Register(Struct, frozen=True, kw_only=True):
     """A node that can translate joins; ``held`` are leases from before the broker's restart or a network break."""
 
     node: str
@@ -328,8 +313,7 @@ class Register:
     held: tuple[HeldLease, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heartbeat:
+class Heartbeat(Struct, frozen=True, kw_only=True):
     """Once a second: renews the leases it lists, and carries the node's health.
 
     ``temperature_c`` is NO_TEMPERATURE_C and ``throttled`` False where the board has no sensor.
@@ -351,30 +335,26 @@ class Heartbeat:
     children: tuple[ChildStatus, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class Done(Struct, frozen=True, kw_only=True):
     """Translated jobs; sent again until received."""
 
     jobs: tuple[Finished, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(Struct, frozen=True, kw_only=True):
     """Jobs given back; sent again until received."""
 
     jobs: tuple[Failure, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Goodbye:
+class Goodbye(Struct, frozen=True, kw_only=True):
     """The node leaves; whatever it was leased is queued again at once."""
 
 
 # ---- broker to node ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Welcome:
+class Welcome(Struct, frozen=True, kw_only=True):
     """The broker knows the peer. ``broker`` is the broker's incarnation: another one means it was restarted."""
 
     broker: str
@@ -383,29 +363,25 @@ class Welcome:
     routes: tuple[Route, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class Lease(Struct, frozen=True, kw_only=True):
     """Jobs for this node."""
 
     jobs: tuple[LeasedJob, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
+class Received(Struct, frozen=True, kw_only=True):
     """These outcomes are on the broker's disk: the node may forget them."""
 
     jobs: tuple[HeldLease, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revoke:
+class Revoke(Struct, frozen=True, kw_only=True):
     """Nobody needs these leases any more."""
 
     jobs: tuple[HeldLease, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Order(Struct, frozen=True, kw_only=True):
     """An operator's ``action`` for this node: drain, resume or restart."""
 
     action: str
@@ -414,34 +390,29 @@ class Order:
 # ---- at the door ----
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Knock:
+class Knock(Struct, frozen=True, kw_only=True):
     """Let me in: ``token`` is an invitation's, or empty to wait for an operator's approval. Answered with Verdict."""
 
     name: str
     token: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(Struct, frozen=True, kw_only=True):
     """What became of a Knock: ``admitted``, ``pending`` (knock again, to hear more) or ``refused``, and why."""
 
     state: str
     detail: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reregister:
+class Reregister(Struct, frozen=True, kw_only=True):
     """The broker does not know this peer: introduce yourself again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pong:
+class Pong(Struct, frozen=True, kw_only=True):
     """I am here."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Error:
+class Error(Struct, frozen=True, kw_only=True):
     """What you sent was not understood."""
 
     code: str

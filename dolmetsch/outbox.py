@@ -16,8 +16,9 @@ import enum
 import random
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dolmetsch.errors import LocalError
 from dolmetsch.link import Link
@@ -78,133 +79,114 @@ class _Parcel:
         self.sent_at = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Post:
+class Post(Struct, frozen=True):
     """Submit these jobs."""
 
     specs: tuple[JobSpec, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Have:
+class Have(Struct, frozen=True):
     """The gateway has these results safely."""
 
     job_ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Withdraw:
+class Withdraw(Struct, frozen=True):
     """Nobody waits for these jobs any more."""
 
     job_ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Enquire:
+class Enquire(Struct, frozen=True):
     """Ask for the cluster's status."""
 
 
-@dataclass(frozen=True, slots=True)
-class Operate:
+class Operate(Struct, frozen=True):
     """Ask the broker for what an operator wants; asked once, for the answer may be lost but the deed done."""
 
     manage: Manage
 
 
-@dataclass(frozen=True, slots=True)
-class Tell:
+class Tell(Struct, frozen=True):
     """Tell the broker how the gateway is, if it is there now: the next report is a second away."""
 
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
-class FromBroker:
+class FromBroker(Struct, frozen=True):
     """A valid message came."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The end of one turn of the loop."""
 
 
 Event = Post | Have | Withdraw | Enquire | Operate | Tell | FromBroker | Tick
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Send this to the broker; if it cannot be sent now, it will be asked for again."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(Struct, frozen=True):
     """The job has ended; a stray was submitted by an earlier process of this gateway."""
 
     answer: Answer
     stray: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """The broker will not take the job."""
 
     refusal: Refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True):
     """The broker knows that this gateway had the result of this job before."""
 
     job_id: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Struct, frozen=True):
     """The job's deadline, ``after_s`` seconds, passed without a word from the broker."""
 
     job_id: bytes
     after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Informed:
+class Informed(Struct, frozen=True):
     """The cluster's status."""
 
     status: Status
 
 
-@dataclass(frozen=True, slots=True)
-class Operated:
+class Operated(Struct, frozen=True):
     """What became of it."""
 
     managed: Managed
 
 
-@dataclass(frozen=True, slots=True)
-class Reconnect:
+class Reconnect(Struct, frozen=True):
     """The broker is silent: make a new connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Up:
+class Up(Struct, frozen=True):
     """The broker has welcomed us; it offers these routes."""
 
     routes: tuple[Route, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(Struct, frozen=True):
     """The broker offers these routes from now on."""
 
     routes: tuple[Route, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Down:
+class Down(Struct, frozen=True):
     """The broker is not to be talked to: ``why`` says so for people."""
 
     why: str

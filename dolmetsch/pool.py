@@ -21,9 +21,10 @@ import subprocess
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from dolmetsch.child import (
     BROKEN_STATUS,
@@ -64,8 +65,7 @@ BUSY_WINDOW_S: Final = 1.0  # the busy percentage covers at least this long
 MAX_READS: Final = 64  # reads that empty a dead child's socket: far above what a window of answers needs
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(Struct, frozen=True):
     """How busy the machine is: percent for each core (index: core number), and percent of RAM in use."""
 
     cpu: tuple[float, ...]

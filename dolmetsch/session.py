@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from dolmetsch.errors import LocalError
 from dolmetsch.link import Link
@@ -58,8 +59,7 @@ HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here
 FATAL: Final = frozenset({"name_taken", "wrong_version"})  # errors that trying again cannot mend
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
+class Health(Struct, frozen=True, kw_only=True):
     """What the node has measured of itself, for the heartbeat."""
 
     workers: int
@@ -77,23 +77,20 @@ class Health:
     children: tuple[ChildStatus, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class FromBroker:
+class FromBroker(Struct, frozen=True):
     """A valid message came."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """The pool can translate these routes now; it may grow to so many workers."""
 
     routes: tuple[Route, ...]
     slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """Jobs have ended in the pool. Their attempts are the session's business.
 
     ``finished``: (id, texts, model, wait_ms, work_ms); ``failed``: (id, code, detail, retry).
@@ -103,20 +100,17 @@ class Ended:
     failed: Sequence[tuple[bytes, str, str, bool]]
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(Struct, frozen=True):
     """A second has passed; this is how the node feels."""
 
     health: Health
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The end of one turn of the loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(Struct, frozen=True):
     """Finish what is held, then leave; at ``by`` at the latest."""
 
     by: float
@@ -125,47 +119,40 @@ class Drain:
 Event = FromBroker | Offer | Ended | Beat | Tick | Drain
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Send this to the broker; if it cannot be sent now, it will be asked for again."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Give these jobs to the pool."""
 
     jobs: tuple[LeasedJob, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Struct, frozen=True):
     """Take these jobs from the pool: nobody wants them."""
 
     job_ids: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Renew:
+class Renew(Struct, frozen=True):
     """Start the children anew, one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reconnect:
+class Reconnect(Struct, frozen=True):
     """The broker is silent: make a new connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Struct, frozen=True):
     """The broker has welcomed us, and wants a heartbeat so often."""
 
     broker: str
     heartbeat_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Struct, frozen=True):
     """The session is over; ``why`` is a line for people when that was not asked for."""
 
     why: str | None

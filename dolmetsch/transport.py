@@ -10,12 +10,12 @@ where the broker then says who may connect at all (ZAP, RFC 27).
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import parse_monitor_message
 
 from dolmetsch.config import Config
 from dolmetsch.errors import TransportError
@@ -44,6 +44,9 @@ ZAP_AT_ONCE: Final = 256
 _FAILED_HANDSHAKES: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 )
+# Of a monitor's message, zmq_socket_monitor(3): number and value. pyzmq's function for it would import asyncio, which
+# takes a broker or node a twelfth of its start.
+_EVENT: Final = struct.Struct("=H")
 _MORE: Final = zmq.DONTWAIT | zmq.SNDMORE
 _ADDRESS: Final = re.compile(r"(?:tcp://)?(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\[\]\s]+)(?::(?P<port>\d{1,5}|\*))?")
 
@@ -303,7 +306,7 @@ class DealerPort:
 
     def _follow_handshakes(self) -> None:
         while self._monitor is not None and self._monitor.poll(0):
-            event = parse_monitor_message(self._monitor.recv_multipart(zmq.DONTWAIT))["event"]
+            (event,) = _EVENT.unpack_from(self._monitor.recv_multipart(zmq.DONTWAIT)[0])
             # A broker that ends in the middle of a handshake looks like one with another key, but not again and again.
             self._cut_off = self._cut_off + 1 if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL else 0
             self._trouble = "" if 0 < self._cut_off < CUT_OFF else _TROUBLES.get(event, "")

@@ -8,7 +8,6 @@ Whatever is wrong raises ``RemoteError`` and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
@@ -320,7 +319,7 @@ _SCHEMA: Final[dict[bytes, tuple[type[Any], dict[str, Shape]]]] = {
 }  # fmt: skip
 _KINDS: Final = {schema[0]: kind for kind, schema in _SCHEMA.items()}
 for _schema in _SCHEMA.values():  # a field without a shape would let anything through
-    if tuple(_schema[1]) != tuple(field.name for field in fields(_schema[0])):
+    if tuple(_schema[1]) != _schema[0].__struct_fields__:
         raise LocalError(f"the schema of {_schema[0].__name__} does not match its fields")
 
 

@@ -9,8 +9,10 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import structs
 
 from dolmetsch import messages as m
 from dolmetsch.books import Books
@@ -119,7 +121,7 @@ def _ignore_attempts(before: Method, scheduler: Scheduler, node: Node, message: 
     present = tuple(
         [one._replace(attempt=jobs[one.job_id].attempt) if one.job_id in jobs else one for one in message.jobs]
     )
-    before(scheduler, node, replace(message, jobs=present), now)
+    before(scheduler, node, structs.replace(message, jobs=present), now)
 
 
 @_fault("leases do not expire", Books, "adopt")
@@ -153,7 +155,7 @@ def _forget_to_revoke(before: Method, books: Books, peer: bytes, message: m.Mess
 
 @_fault("a restarted broker forgets what was leased", Scheduler, "_recover")
 def _lose_the_leased(before: Method, scheduler: Scheduler, event: Recover, now: float) -> None:
-    before(scheduler, replace(event, records=[one for one in event.records if one.state != State.LEASED]), now)
+    before(scheduler, structs.replace(event, records=[one for one in event.records if one.state != State.LEASED]), now)
 
 
 @_fault("a restarted broker does not wait for nodes to show what they hold", Books, "_orphan")
@@ -192,7 +194,7 @@ def _settle_unacked(before: Method, scheduler: Scheduler, gateway: Gateway, peer
 def _mix_up_results(before: Method, scheduler: Scheduler, node: Node, message: m.Done, now: float) -> None:
     jobs = message.jobs
     texts = [one.texts for one in jobs[1:]] + [jobs[0].texts]
-    before(scheduler, node, replace(message, jobs=tuple(map(_with_texts, jobs, texts))), now)
+    before(scheduler, node, structs.replace(message, jobs=tuple(map(_with_texts, jobs, texts))), now)
 
 
 def _with_texts(one: m.Finished, texts: tuple[str, ...]) -> m.Finished:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import structs
 
 from dolmetsch.messages import Done, Failed, Heartbeat, LeasedJob, Message, Register
 from dolmetsch.reports import Route
@@ -166,5 +167,5 @@ class NodeHost(Peer):
     def _modest(self, message: Message) -> Message:
         """The session asks for hundreds of jobs, and runs have tens: so ask for less, and credit matters."""
         if isinstance(message, Register | Heartbeat):
-            return replace(message, capacity=min(message.capacity, self.plan.credit))
+            return structs.replace(message, capacity=min(message.capacity, self.plan.credit))
         return message

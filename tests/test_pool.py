@@ -10,13 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from dolmetsch import pool as pool_module
 from dolmetsch.child import BACKOFF_MAX_S, Slot
