@@ -63,9 +63,9 @@ run: env
 node: env
 	@exec $(BIN)/python node.py $(if $(JOIN),--join "$(JOIN)") $(if $(BROKER),--broker "$(BROKER)")
 
-# Two at a time: most of a test is waiting for other processes. A file's tests stay together, as they share a cluster.
+# Three at a time: most of a test is waiting for other processes. A file's tests stay together, as they share a cluster.
 test: dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # A package from parallel text: make model CORPUS=pairs.tsv VALIDATION=validation.tsv OUT=folder; see models/recipe/README.md.
 # On a CPU: matrix kernels are kept for all shapes of batch, and memory for tensors is kept too, instead of being asked for
