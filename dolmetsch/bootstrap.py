@@ -17,7 +17,8 @@ from types import TracebackType
 def in_venv() -> None:
     """Go on in the ``.venv`` beside the programs when this Python lacks the requirements; say so when there is none."""
     leave_no_core()
-    sys.excepthook = _said
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = said
     if importlib.util.find_spec("zmq") is not None and importlib.util.find_spec("msgspec") is not None:
         return
     venv = Path(__file__).resolve().parent.parent / ".venv"
@@ -27,7 +28,7 @@ def in_venv() -> None:
     sys.exit("dolmetsch's requirements are not installed: run `make env` in its folder first")
 
 
-def _said(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def said(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What Python says of an error, but nothing of Ctrl-C: a Pi takes seconds to import all that a gateway needs."""
     if not issubclass(kind, KeyboardInterrupt):  # its exit status stays that of a program ended by SIGINT
         sys.__excepthook__(kind, error, trace)

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
-from dolmetsch.bootstrap import leave_no_core
+from dolmetsch.bootstrap import leave_no_core, said
 
 TRACE_PLACES: Final = 8
 STRANGERS: Final = 20  # lines that strangers may cause ...
@@ -42,7 +42,7 @@ def start(program: str, *, verbose: bool = False) -> logging.Logger:
 def discreet() -> None:
     """From now on a crash is one line, unless somebody else sees to it already, as pytest does, and leaves no core."""
     leave_no_core()
-    if sys.excepthook is sys.__excepthook__:
+    if sys.excepthook in (sys.__excepthook__, said):
         sys.excepthook = lambda kind, error, trace: _crashed("ended by", error)
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = lambda args: _crashed("a thread ended by", args.exc_value)

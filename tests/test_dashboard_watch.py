@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from bench.telemetry import NO_COUNTS, Scene, dead, job, node
 from dashboard import attendance, jobbook
@@ -37,9 +38,7 @@ class Clock:
     def tell(self, seconds: int = 1) -> Snapshot:
         for _ in range(seconds):
             self.now += 1.0
-            telemetry = self.scene.telemetry()
-            object.__setattr__(telemetry, "up_s", self.now)
-            self.watch.take(telemetry, self.now, self.wall)
+            self.watch.take(replace(self.scene.telemetry(), up_s=self.now), self.now, self.wall)
         return self.look()
 
     def look(self, later_s: float = 0.0) -> Snapshot:
@@ -195,12 +194,9 @@ def test_after_the_brokers_restart_nodes_have_a_moment_to_come_back() -> None:
     scene = Scene(nodes=(node("pi-1"),))
     here.take(scene.telemetry(), 0.0)
     scene.nodes = ()
-    young = scene.telemetry()
-    object.__setattr__(young, "up_s", 2.0)
-    here.take(young, 3.0)
+    here.take(replace(scene.telemetry(), up_s=2.0), 3.0)
     assert [sight.state for sight in here.sights()] == ["ready"]
-    object.__setattr__(young, "up_s", attendance.GRACE_S)
-    here.take(young, 7.0)
+    here.take(replace(scene.telemetry(), up_s=attendance.GRACE_S), 7.0)
     assert [sight.state for sight in here.sights()] == ["lost"]
 
 
@@ -326,12 +322,8 @@ def test_jobs_are_listed_newest_or_slowest_first_and_bounded(clock: Clock) -> No
 
 def test_the_slowest_are_those_of_the_last_hour() -> None:
     book, scene = JobBook(), Scene(jobs_a_turn=0)
-    slow = scene.telemetry()
-    object.__setattr__(slow, "jobs", (job(1, decode_ms=90_000),))
-    book.take(slow, 0.0, WALL)
-    quick = scene.telemetry()
-    object.__setattr__(quick, "jobs", (job(2),))
-    book.take(quick, 60.0, WALL + 60)
+    book.take(replace(scene.telemetry(), jobs=(job(1, decode_ms=90_000),)), 0.0, WALL)
+    book.take(replace(scene.telemetry(), jobs=(job(2),)), 60.0, WALL + 60)
     assert [one["total_ms"] for one in book.lists()["slow"]] == [90_009, 24]
     book.take(scene.telemetry(), jobbook.SLOW_S, WALL + jobbook.SLOW_S)
     assert [one["total_ms"] for one in book.lists()["slow"]] == [24]
