@@ -99,9 +99,8 @@ def _run(
     torch.manual_seed(options.seed)
     if options.start:
         network = read_network(options.start / "model", settings.dropout)
-        deeper = replace(SHAPES[size], vocabulary=network.shape.vocabulary)
-        if network.shape != deeper and network.shape == replace(deeper, encoder_layers=network.shape.encoder_layers):
-            network = deepened(network, deeper.encoder_layers, settings.dropout)
+        if _is_deeper(SHAPES[size], network):
+            network = deepened(network, SHAPES[size].encoder_layers, settings.dropout)
         elif open_package(options.start).route == f"{codes[0]}→{codes[1]}":
             settings = replace(settings, peak=START_PEAK * settings.peak)
     else:
@@ -111,6 +110,12 @@ def _run(
         raise SystemExit(f"{options.start} has another vocabulary than its sentencepiece.model")
     batches = held_out_batches(held_out, processor, settings.batch_tokens)
     return Run(network.to(device), settings, options.work, batches), settings
+
+
+def _is_deeper(shape: Shape, network: Network) -> bool:
+    """Whether ``shape`` is that of ``network`` with more layers in the encoder."""
+    same = replace(shape, encoder_layers=network.shape.encoder_layers, vocabulary=network.shape.vocabulary)
+    return network.shape == same and shape.encoder_layers > network.shape.encoder_layers
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -132,7 +137,8 @@ def _finish(
         facts, training=f"{facts.training} The last {averaged} checkpoints averaged: loss {loss:.3f} on held-out pairs."
     )
     if options.start:
-        weights = mix(read_network(options.start / "model", 0.0).state_dict(), weights, options.keep)
+        start = deepened(read_network(options.start / "model", 0.0), run.network.shape.encoder_layers, 0.0)
+        weights = mix(start.state_dict(), weights, options.keep)
         facts = replace(
             facts, training=f"{facts.training} {options.keep:.0%} of each weight is {options.start.name}'s."
         )
