@@ -384,22 +384,6 @@ def test_a_resumed_run_ends_with_the_same_numbers(rooms: SimpleNamespace, tmp_pa
     assert all(rooms.torch.equal(averages[0][0][name], averages[1][0][name]) for name in one)
 
 
-def test_a_deeper_network_says_at_first_what_the_shallow_one_said(rooms: SimpleNamespace) -> None:
-    shallow = rooms.weights.read_network(GERMAN / "model", 0.0)
-    layers = 2 * shallow.shape.encoder_layers
-    deep = rooms.network.deepened(shallow, layers, 0.0)
-    assert deep.shape.encoder_layers == len(deep.encoder.layer) == layers
-    processor = stream.open_pieces(GERMAN / "sentencepiece.model")
-    sources = [source for source, _ in stream.encode([PAIR, *SOME[:3]], processor)]
-    with rooms.torch.no_grad():
-        memories = [one.encode(*rooms.network.padded(sources, one.positions.device)) for one in (shallow, deep)]
-    assert rooms.torch.equal(*memories)
-    deep.loss(*zip(*stream.encode([PAIR], processor), strict=True), 0.1).backward()
-    assert all(bool(layer.ffn.linear_1.weight.grad.any()) for layer in deep.encoder.layer), "a new layer can learn"
-    with pytest.raises(ValueError, match="not a multiple"):
-        rooms.network.deepened(shallow, layers + 1, 0.0)
-
-
 def test_dropout_drops_its_share_and_keeps_the_sum(rooms: SimpleNamespace) -> None:
     rooms.torch.manual_seed(1)
     x = rooms.torch.ones(300, 1001, dtype=rooms.torch.bfloat16, requires_grad=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -172,25 +172,6 @@ class Network(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         x = self.decoder.embeddings(ids) * math.sqrt(self.shape.dim) + self.positions[: ids.shape[1]]
         return dropout(x, self._dropout, self.training)
-
-
-def deepened(network: Network, layers: int, share: float) -> Network:
-    """``network`` with ``layers`` in its encoder, a multiple of what it has; it computes what it did before.
-
-    Behind each layer stand copies of it whose last matrices are zero: they add nothing until training makes them.
-    ``share`` is the dropout's. Source: Chen, Goodfellow and Shlens 2016, "Net2Net".
-    """
-    times, rest = divmod(layers, network.shape.encoder_layers)
-    if rest:
-        raise ValueError(f"{layers} layers are not a multiple of {network.shape.encoder_layers}")
-    made = Network(replace(network.shape, encoder_layers=layers), share)
-    state = {name: value for name, value in network.state_dict().items() if not name.startswith("encoder.layer.")}
-    for at in range(layers):
-        for name, value in network.encoder.layer[at // times].state_dict().items():
-            silent = at % times and name.startswith(("self_attention.linear.1.", "ffn.linear_1."))
-            state[f"encoder.layer.{at}.{name}"] = torch.zeros_like(value) if silent else value
-    made.load_state_dict(state)
-    return made
 
 
 def positions(dim: int) -> Tensor:

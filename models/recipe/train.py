@@ -18,7 +18,7 @@ from dolmetsch.packages import open_package
 from models.recipe import plot
 from models.recipe.evaluate import Scores, Translator, evaluate, table
 from models.recipe.export import agreement, export
-from models.recipe.network import Network, Shape, deepened
+from models.recipe.network import Network, Shape
 from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
 from models.recipe.pairs import Pair, Tally, hold_out, training_pairs
 from models.recipe.pieces import make_pieces, open_pieces, vocabulary
@@ -35,12 +35,12 @@ START_PEAK: Final = 0.35  # of a size's highest rate, when the weights are not n
 # Vocabulary, and what it takes; the large one stays below 30 MB in int8.
 SHAPES: Final = {
     "tiny": Shape(1, 1, 32, 64, 2, 400),
-    "small": Shape(6, 2, 256, 1024, 4, 4000),
+    "small": Shape(3, 2, 256, 1024, 4, 4000),
     "large": Shape(6, 3, 512, 1024, 8, 8000),
 }
 SETTINGS: Final = {
     "tiny": Settings(batch_tokens=400, peak=3e-3, warmup=10, save_every=10),
-    "small": Settings(batch_tokens=4_000, peak=1.5e-3, warmup=300, save_every=200, dropout=0.25),
+    "small": Settings(batch_tokens=4_000, peak=1.5e-3, warmup=300, save_every=100, dropout=0.2),
     "large": Settings(batch_tokens=16_000, peak=7e-4, warmup=2_000, save_every=500, dropout=0.25, helpers=4),
 }
 
@@ -99,9 +99,7 @@ def _run(
     torch.manual_seed(options.seed)
     if options.start:
         network = read_network(options.start / "model", settings.dropout)
-        if _is_deeper(SHAPES[size], network):
-            network = deepened(network, SHAPES[size].encoder_layers, settings.dropout)
-        elif open_package(options.start).route == f"{codes[0]}→{codes[1]}":
+        if open_package(options.start).route == f"{codes[0]}→{codes[1]}":
             settings = replace(settings, peak=START_PEAK * settings.peak)
     else:
         shape = replace(SHAPES[size], vocabulary=processor.get_piece_size())
@@ -110,12 +108,6 @@ def _run(
         raise SystemExit(f"{options.start} has another vocabulary than its sentencepiece.model")
     batches = held_out_batches(held_out, processor, settings.batch_tokens)
     return Run(network.to(device), settings, options.work, batches), settings
-
-
-def _is_deeper(shape: Shape, network: Network) -> bool:
-    """Whether ``shape`` is that of ``network`` with more layers in the encoder."""
-    same = replace(shape, encoder_layers=network.shape.encoder_layers, vocabulary=network.shape.vocabulary)
-    return network.shape == same and shape.encoder_layers > network.shape.encoder_layers
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -137,8 +129,7 @@ def _finish(
         facts, training=f"{facts.training} The last {averaged} checkpoints averaged: loss {loss:.3f} on held-out pairs."
     )
     if options.start:
-        start = deepened(read_network(options.start / "model", 0.0), run.network.shape.encoder_layers, 0.0)
-        weights = mix(start.state_dict(), weights, options.keep)
+        weights = mix(read_network(options.start / "model", 0.0).state_dict(), weights, options.keep)
         facts = replace(
             facts, training=f"{facts.training} {options.keep:.0%} of each weight is {options.start.name}'s."
         )
