@@ -69,7 +69,7 @@ test: dev
 
 # A package from parallel text: make model CORPUS=pairs.tsv VALIDATION=validation.tsv OUT=folder; see models/recipe/README.md.
 # On a CPU: matrix kernels are kept for all shapes of batch, and memory for tensors is kept too, instead of being asked for
-# anew in each step. jemalloc, where it is installed (apt install libjemalloc2), makes that a fifth faster than glibc can.
+# anew in each step. jemalloc, where it is installed (apt install libjemalloc2), is faster at that than glibc.
 JEMALLOC = $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 MODEL_ENV = ONEDNN_PRIMITIVE_CACHE_CAPACITY=20000 $(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) \
 	MALLOC_CONF=dirty_decay_ms:-1$(,)muzzy_decay_ms:-1,MALLOC_MMAP_THRESHOLD_=33554432 \

@@ -106,7 +106,7 @@ def watchdog_interval_s() -> float | None:
 
 async def feed_watchdog() -> None:
     """For as long as the loop turns: whatever blocks it blocks the program."""
-    import asyncio  # not above: broker and node, which have no such loop, would start later and take 4 MB more
+    import asyncio  # not above: broker and node, which have no such loop, would start later and take 3 MiB more
 
     while (pause_s := watchdog_interval_s()) is not None:
         sd_notify("WATCHDOG=1")

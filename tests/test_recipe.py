@@ -409,7 +409,7 @@ def test_a_batch_in_parts_teaches_what_it_teaches_as_a_whole(rooms: SimpleNamesp
     made = []
     for parts in (1, 3):
         rooms.torch.set_num_threads(parts)
-        settings = replace(rooms.train.SETTINGS["tiny"], dropout=0.0, bf16=False)
+        settings = replace(rooms.train.SETTINGS["tiny"], dropout=0.0, bf16=False, seed=2**40)
         rooms.torch.manual_seed(3)
         network = rooms.network.Network(replace(rooms.train.SHAPES["tiny"], vocabulary=4000))
         (tmp_path / str(parts)).mkdir()

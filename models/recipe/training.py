@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +124,8 @@ class Run:
     def _slope(self, part: Batch, number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss of a part of a batch, and what each parameter has to do with it."""
         # Of the step alone, so that a resumed run needs to know nothing of chance
-        seed_dropout((self._settings.seed << 40) + (self.progress.step << 8) + number)
+        chance = random.Random(f"{self._settings.seed} step {self.progress.step} part {number}")
+        seed_dropout(chance.getrandbits(63))
         with self._computing():
             loss = self.network.loss(part.sources, part.targets, SMOOTHING)
         return loss.detach(), torch.autograd.grad(loss, self._parameters)
