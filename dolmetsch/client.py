@@ -285,7 +285,9 @@ class Client:
 
     def _pump(self) -> None:
         """Read, tick, and arm the timer. The descriptor tells of changes only: so look again after sends."""
-        self._pumping = None
+        if self._pumping is not None:
+            self._pumping.cancel()  # this is the turn it wanted; forgotten only, it could come after the close
+            self._pumping = None
         try:
             self._turn()
         finally:  # whatever went wrong in one turn, there is a next one

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.cluster import Cluster, free_port
+from dolmetsch.client import Client
 from dolmetsch.errors import JobFailed, NoBroker, TransportError
 from dolmetsch.threads import BlockingClient
 from tests.conftest import wait_until
@@ -71,3 +72,18 @@ def test_the_end_ends_whoever_waits() -> None:
 def test_an_address_that_is_none() -> None:
     with pytest.raises(TransportError):
         BlockingClient("tcp://nowhere at all", gateway="t", kind="dashboard")
+
+
+def test_no_turn_of_the_loop_comes_after_the_close() -> None:
+    """A turn that was asked for, and came early because the socket called for it, comes no second time."""
+    complaints: list[str] = []
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(str(context)))
+        async with Client(f"tcp://127.0.0.1:{free_port()}", gateway="t") as client:
+            client._pump()
+        await asyncio.sleep(0)
+
+    asyncio.run(scene())
+    assert complaints == []
