@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Any, Final
 
+from msgspec.structs import asdict
+
 from dolmetsch import __version__, config, logs
 from dolmetsch.admission import ROUTE
 from dolmetsch.client import INTERACTIVE, Answer, Client
@@ -273,8 +275,8 @@ def _ready_line(status: Status) -> str:
 def _show_status(status: Status, as_json: bool) -> str:
     if as_json:
         record = {name: getattr(status, name) for name in status.__struct_fields__}
-        record["nodes"] = [node._asdict() for node in status.nodes]
-        record["gateways"] = [gateway._asdict() for gateway in status.gateways]
+        record["nodes"] = [asdict(node) for node in status.nodes]
+        record["gateways"] = [asdict(gateway) for gateway in status.gateways]
         record["routes"] = {route.route: route.model for route in status.routes}
         return json.dumps(record, ensure_ascii=False)
     lines = [

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import zmq
+from msgspec.structs import replace
 
 from dolmetsch import __version__
 from dolmetsch.messages import Telemetry
@@ -34,7 +35,7 @@ from dolmetsch.reports import (
 from dolmetsch.transport import PubPort
 
 ROUTES: Final = (Route("de→en", "de_en-1.0-9cfb8cb3"),)
-NO_COUNTS: Final = Counts(*[0] * len(Counts._fields))
+NO_COUNTS: Final = Counts(*[0] * len(Counts.__struct_fields__))
 QUICK: Final = Histogram(tuple([3 if bound == 20 else 0 for bound in (*LATENCY_MS, 0)]), 48)  # of three jobs
 NOTHING: Final = Histogram(tuple([0] * (len(LATENCY_MS) + 1)), 0)
 
@@ -49,7 +50,7 @@ def node(name: str, **changes: Any) -> NodeReport:
         workers=3, queued=2, in_flight=4, chars_per_s=2100.0, cpu_percent=71.5, core_percent=(20.0, 88.0, 90.0, 88.0),
         ram_percent=31.0, ram_used_bytes=2 * 2**30, temperature_c=61.0, throttled=False, children=children,
     )  # fmt: skip
-    return found._replace(**changes)
+    return replace(found, **changes)
 
 
 def job(number: int, **changes: Any) -> JobReport:
@@ -60,7 +61,7 @@ def job(number: int, **changes: Any) -> JobReport:
         node="pi-1", model=ROUTES[0].model, attempts=1, cached=False, code="", detail="",
         ended_s_ago=0.2, gateway_ms=3, queue_ms=2, wire_ms=1, batch_ms=1, decode_ms=15, reply_ms=2, story=story,
     )  # fmt: skip
-    return found._replace(**changes)
+    return replace(found, **changes)
 
 
 def dead(number: int, **changes: Any) -> JobReport:
@@ -91,7 +92,8 @@ class Scene:
         """The next message."""
         self.turn += 1
         done = self.jobs_a_turn
-        counts = self.counts = self.counts._replace(
+        counts = self.counts = replace(
+            self.counts,
             accepted=self.counts.accepted + done,
             done=self.counts.done + done,
             chars_done=self.counts.chars_done + 42 * done,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from msgspec.structs import asdict
+
 from dashboard.attendance import LOST, Sight
 from dashboard.rates import Change, Latency, bulk_p95_ms, latency_of
 from dolmetsch.messages import Telemetry
@@ -114,8 +116,8 @@ def node(sight: Sight, now: float) -> Shown:
         "in_flight": report.in_flight,
         "chars_per_s": round(report.chars_per_s, 1),
         "jobs_done": report.jobs_done,
-        "routes": [route._asdict() for route in report.routes],
-        "children": [child._asdict() for child in report.children],
+        "routes": [asdict(route) for route in report.routes],
+        "children": [asdict(child) for child in report.children],
     }
 
 
@@ -137,7 +139,7 @@ def gateway(status: GatewayStatus) -> Shown:
 
 def waiting(telemetry: Telemetry | None) -> list[Shown]:
     """Who waits to be let in. Names are as the strangers say: whoever shows them escapes them."""
-    return [one._asdict() for one in telemetry.health.waiting] if telemetry is not None else []
+    return [asdict(one) for one in telemetry.health.waiting] if telemetry is not None else []
 
 
 def first_bot_stats(telemetry: Telemetry | None, totals_: Mapping[str, Any], minute: Change | None, iso: str) -> Shown:

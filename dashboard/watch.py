@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from msgspec.structs import asdict
+
 from dashboard import picture
 from dashboard.attendance import Attendance
 from dashboard.charts import Sample
@@ -86,7 +88,7 @@ class Watch:
             "waiting": waiting,
             "nodes": list(nodes.values()),
             "gateways": [picture.gateway(one) for one in telemetry.gateways] if telemetry else [],
-            "routes": [route._asdict() for route in telemetry.routes] if telemetry else [],
+            "routes": [asdict(route) for route in telemetry.routes] if telemetry else [],
             "jobs_edition": self._jobs.edition,
         }
         states = {sight.report.name: sight.state for sight in sights}

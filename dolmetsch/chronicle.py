@@ -9,9 +9,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
-from dolmetsch.jobs import Job, State
+from msgspec import Struct
+
+from dolmetsch.jobs import Job, State, Times
 from dolmetsch.messages import LANES
 from dolmetsch.reports import LATENCY_MS, Departed, Histogram, JobReport, StoryLine
 
@@ -21,13 +23,13 @@ DEAD: Final = 48  # dead letters told, the latest
 DEPARTED: Final = 64  # nodes remembered that left or were lost
 
 
-class _Ended(NamedTuple):
+class _Ended(Struct, frozen=True, gc=False):
     took_s: float
     at: float
     job: Job
 
 
-class _Gone(NamedTuple):
+class _Gone(Struct, frozen=True, gc=False):
     how: str
     why: str
     at: float
@@ -54,9 +56,10 @@ class Chronicle:
     def ended(self, job: Job, now: float) -> None:
         """A job is over: acked, or dead."""
         took_s = now - job.queued_at
-        self._recent.append(_Ended(took_s, now, job))
+        ended = _Ended(took_s, now, job)
+        self._recent.append(ended)
         if took_s > self._slow_from_s or len(self._slow) < SLOW:
-            self._slow.append(_Ended(took_s, now, job))
+            self._slow.append(ended)
             if len(self._slow) > SLOW:
                 self._slow.remove(min(self._slow, key=lambda one: one.took_s))
                 self._slow_from_s = min(one.took_s for one in self._slow)
@@ -107,7 +110,7 @@ def report(job: Job, ended: float, now: float) -> JobReport:
     leased = job.attempt > 0 and result_at >= job.leased_at
     at_node_ms = _ms(result_at - job.leased_at) if leased else 0
     # A node that did not finish the job says nothing of its time: count it as work.
-    wait_ms, work_ms = job.times or (0, at_node_ms)
+    times = job.times or Times(0, at_node_ms)
     return JobReport(
         job_id=job.id,
         state=State.DEAD.value if outcome is None or outcome.texts is None else State.DONE.value,
@@ -124,9 +127,9 @@ def report(job: Job, ended: float, now: float) -> JobReport:
         ended_s_ago=max(0.0, now - ended),
         gateway_ms=job.waited_ms,
         queue_ms=_ms((job.leased_at if leased else result_at) - job.queued_at),
-        wire_ms=max(0, at_node_ms - wait_ms - work_ms),
-        batch_ms=min(wait_ms, at_node_ms),
-        decode_ms=min(work_ms, at_node_ms),
+        wire_ms=max(0, at_node_ms - times.wait_ms - times.work_ms),
+        batch_ms=min(times.wait_ms, at_node_ms),
+        decode_ms=min(times.work_ms, at_node_ms),
         reply_ms=_ms(ended - result_at),
         story=tuple([StoryLine(_ms(at - job.queued_at), what) for at, what in job.story or ()]),
     )

@@ -22,6 +22,7 @@ from typing import Any, Final
 import aiohttp
 import discord
 import msgpack
+from msgspec.structs import replace
 
 from dolmetsch import replies
 from dolmetsch.backoff import Backoff
@@ -342,7 +343,7 @@ class Correspondence:
                 self._keep(entry.key, one)  # for the next try
 
         waited_ms = int((time.monotonic() - started) * 1000)
-        self._client.submit(self._spec(entry, number, found.text)._replace(waited_ms=waited_ms), ending)
+        self._client.submit(replace(self._spec(entry, number, found.text), waited_ms=waited_ms), ending)
         hourglass = loop.call_later(self._config.hourglass_s, self._hourglass, entry.key)
         try:
             while not end.done():

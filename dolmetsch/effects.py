@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct
 
@@ -40,7 +40,7 @@ class Beat(Struct, frozen=True):
     health: BrokerHealth
 
 
-class Record(NamedTuple):
+class Record(Struct, frozen=True):
     """A job as the ledger keeps it; ``deadline`` in this broker's monotonic seconds."""
 
     seq: int
@@ -79,22 +79,24 @@ class Op(enum.StrEnum):
     FINISH = "finish"  # state, outcome, seq: "done" drops the texts
     REMOVE = "remove"  # seq, job_id: settled
 
+    __hash__ = str.__hash__  # an enum's own is a function in Python, and there are four of these for a job
 
-class Persist(NamedTuple):
+
+class Persist(Struct, frozen=True, gc=False):
     """Commit this before anything is sent."""
 
     op: Op
     row: tuple[Any, ...]
 
 
-class Send(NamedTuple):
+class Send(Struct, frozen=True, gc=False):
     """Send this once everything is committed."""
 
     peer: bytes
     message: Message
 
 
-class Publish(NamedTuple):
+class Publish(Struct, frozen=True, gc=False):
     """Tell this to whoever listens."""
 
     message: Telemetry

@@ -11,9 +11,10 @@ A settled job is gone: its text is deleted, only its id is remembered for a whil
 from __future__ import annotations
 
 import enum
-from typing import Final, NamedTuple
+from typing import Final
 
 from dolmetsch.errors import LocalError
+from dolmetsch.reports import Entry
 
 STORY_LINES: Final = 16  # enough for every attempt of a job that ends as a dead letter; a job costs memory
 
@@ -26,6 +27,8 @@ class State(enum.StrEnum):
     DONE = "done"
     DEAD = "dead"
     SETTLED = "settled"
+
+    __hash__ = str.__hash__  # an enum's own is a function in Python, and a job is looked up by its state at each move
 
 
 TRANSITIONS: Final = frozenset(
@@ -45,7 +48,7 @@ TRANSITIONS: Final = frozenset(
 )
 
 
-class Outcome(NamedTuple):
+class Outcome(Entry, frozen=True):
     """How a job ended: translated ``texts``, or None with a ``code`` and a ``detail``."""
 
     texts: tuple[str, ...] | None
@@ -56,7 +59,7 @@ class Outcome(NamedTuple):
     took_ms: int
 
 
-class Times(NamedTuple):
+class Times(Entry, frozen=True):
     """What a node says of the time it had a job: until its first batch began, and from then on."""
 
     wait_ms: int

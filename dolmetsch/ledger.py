@@ -44,7 +44,7 @@ _SCHEMA: Final = (
 )
 _FOLD: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
 _INSERT: Final = "INSERT INTO job (seq, gateway, deadline, state, attempt, spec, texts) VALUES (?, ?, ?, ?, ?, ?, ?)"
-_LEASE: Final = "UPDATE job SET state = 'leased', attempt = ? WHERE seq = ?"
+_LEASE: Final = "UPDATE job SET state = 'leased', attempt = ? WHERE seq BETWEEN ? AND ?"
 _QUEUE: Final = "UPDATE job SET state = 'queued', outcome = NULL, failures = ?, deadline = ? WHERE seq = ?"
 _OWN: Final = "UPDATE job SET gateway = ? WHERE seq = ?"
 _DONE: Final = "UPDATE job SET state = 'done', outcome = ?, texts = NULL WHERE seq = ?"
@@ -100,7 +100,8 @@ class MemoryLedger:
 
     def commit(self, changes: Sequence[Persist]) -> None:
         """See ``Ledger``."""
-        for op, row in changes:
+        for change in changes:
+            op, row = change.op, change.row
             if op is Op.INSERT:
                 names = ("seq", "job_id", "gateway", "tenant", "lane", "route", "texts", "reply_to", "deadline")
                 new = dict(zip(names, row, strict=False)) | {"alternatives": row[10]}
@@ -216,7 +217,7 @@ class SqliteLedger:
             db.execute("BEGIN")
             for statement, rows in _runs(changes):
                 db.executemany(statement, rows)
-            settled = [row[1] for op, row in changes if op is Op.REMOVE]
+            settled = [one.row[1] for one in changes if one.op is Op.REMOVE]
             if settled:
                 self._remember(db, settled)
             db.execute("COMMIT")
@@ -277,20 +278,23 @@ Runs = list[tuple[str, list[tuple[Any, ...]]]]
 
 def _runs(changes: Sequence[Persist]) -> Runs:
     """The statements and the parameters for each (for ``executemany``), each job's own in order."""
-    if any([op is Op.QUEUE or op is Op.OWN for op, _ in changes]):
+    if any([one.op is Op.QUEUE or one.op is Op.OWN for one in changes]):
         return _in_order(changes)
     # Without a job that comes back, a job's changes come as INSERT, LEASE, FINISH, REMOVE, whatever stands between.
     groups: dict[Op, list[tuple[Any, ...]]] = {Op.INSERT: [], Op.LEASE: [], Op.FINISH: [], Op.REMOVE: []}
-    for op, row in changes:
-        groups[op].append(row)
+    for change in changes:
+        groups[change.op].append(change.row)
     # A job leased in the tick in which it came is written once.
     attempts = {seq: attempt for attempt, _, seq in groups[Op.LEASE]}
     inserts = [_insert(row, attempts.pop(row[0], 0)) for row in groups[Op.INSERT]]
-    leases = [(attempt, seq) for seq, attempt in attempts.items()]
+    leases: list[tuple[int, int, int]] = []
+    for attempt in set(attempts.values()):
+        seqs = [seq for seq, one in attempts.items() if one == attempt]
+        leases += [(attempt, *stretch) for stretch in _stretches(seqs)]
     ends: dict[str, list[tuple[Any, ...]]] = {"done": [], "dead": []}
     for state, outcome, seq in groups[Op.FINISH]:
         ends[state].append((_pack(outcome), seq))
-    removes = _ranges([row[0] for row in groups[Op.REMOVE]])
+    removes = _stretches([row[0] for row in groups[Op.REMOVE]])
     runs = [
         (_INSERT, inserts), (_LEASE, leases), (_DONE, ends["done"]), (_DEAD, ends["dead"]), (_REMOVE, removes),
     ]  # fmt: skip
@@ -309,27 +313,27 @@ def _in_order(changes: Sequence[Persist]) -> Runs:
 
 def _statement(change: Persist) -> tuple[str, tuple[Any, ...]]:
     match change:
-        case (Op.INSERT, row):
+        case Persist(Op.INSERT, row):
             return _INSERT, _insert(row, 0)
-        case (Op.LEASE, (attempt, _, seq)):
-            return _LEASE, (attempt, seq)
-        case (Op.FINISH, (state, outcome, seq)):
+        case Persist(Op.LEASE, (attempt, _, seq)):
+            return _LEASE, (attempt, seq, seq)
+        case Persist(Op.FINISH, (state, outcome, seq)):
             return _DONE if state == "done" else _DEAD, (_pack(outcome), seq)
-        case (Op.REMOVE, (seq, _)):
+        case Persist(Op.REMOVE, (seq, _)):
             return _REMOVE, (seq, seq)
-        case (op, row):
+        case Persist(op, row):
             return _QUEUE if op is Op.QUEUE else _OWN, row
 
 
-def _ranges(numbers: list[int]) -> list[tuple[Any, ...]]:
+def _stretches(numbers: list[int]) -> list[tuple[int, int]]:
     """(first, last) of each stretch of consecutive numbers: jobs come and go in order, so that there are few."""
-    ranges: list[tuple[Any, ...]] = []
+    stretches: list[tuple[int, int]] = []
     for number in sorted(numbers):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1] = (ranges[-1][0], number)
+        if stretches and stretches[-1][1] == number - 1:
+            stretches[-1] = (stretches[-1][0], number)
         else:
-            ranges.append((number, number))
-    return ranges
+            stretches.append((number, number))
+    return stretches
 
 
 def _insert(row: tuple[Any, ...], attempt: int) -> tuple[Any, ...]:

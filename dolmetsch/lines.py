@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
+from msgspec.structs import replace
+
 from dolmetsch.client import BULK, Answer, Client, new_job_id
 from dolmetsch.errors import DolmetschError, InputError, JobFailed, JobRejected, JobSettled
 from dolmetsch.messages import JobSpec
@@ -141,7 +143,7 @@ class LineRun:
         if answer.texts is None:
             self._failed(pack, JobFailed(answer.code, answer.detail, answer.attempts))
             return
-        each = [answer._replace(texts=(text,)) for text in answer.texts]
+        each = [replace(answer, texts=(text,)) for text in answer.texts]
         self._end([Line(*line, answer=one) for line, one in zip(pack, each, strict=True)])
 
     def _failed(self, pack: Pack, error: DolmetschError) -> None:

@@ -1,13 +1,13 @@
 """The messages: one frozen struct each, and the limits they keep. Pure.
 
-Lists of jobs inside a message are named tuples, arrays on the wire, because a broker under load reads thousands of them
-a second. ``wire.py`` turns messages into frames and back; ``docs/protocol.md`` describes every message and field.
+What a message holds many of are arrays on the wire, because a broker under load reads thousands of jobs a second.
+``wire.py`` turns messages into frames and back; ``docs/protocol.md`` describes every message and field.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from msgspec import Struct
 
@@ -18,6 +18,7 @@ from dolmetsch.reports import (
     ChildStatus,
     Counts,
     Departed,
+    Entry,
     GatewayStatus,
     Histogram,
     JobReport,
@@ -62,7 +63,7 @@ TOKEN_BYTES: Final = 16
 MAX_WAITING: Final = 32  # nodes that wait to be let in
 
 
-class JobSpec(NamedTuple):
+class JobSpec(Entry, frozen=True):
     """A job as a gateway submits it.
 
     With ``alternatives``, its result has the texts in their best translation, then in their second-best, and so on.
@@ -80,14 +81,14 @@ class JobSpec(NamedTuple):
     waited_ms: int = 0
 
 
-class JobState(NamedTuple):
+class JobState(Entry, frozen=True):
     """Where an accepted job stands: queued, leased, done, dead or settled."""
 
     job_id: bytes
     state: str
 
 
-class Refusal(NamedTuple):
+class Refusal(Entry, frozen=True):
     """Why a job was not accepted; ``retry_after_s`` is 0.0 where trying again cannot help."""
 
     job_id: bytes
@@ -96,7 +97,7 @@ class Refusal(NamedTuple):
     retry_after_s: float
 
 
-class Answer(NamedTuple):
+class Answer(Entry, frozen=True):
     """How a job ended; ``texts`` is None when it failed, and ``code`` and ``detail`` then say why."""
 
     job_id: bytes
@@ -110,7 +111,7 @@ class Answer(NamedTuple):
     reply_to: bytes
 
 
-class LeasedJob(NamedTuple):
+class LeasedJob(Entry, frozen=True):
     """A job as a node receives it; (job_id, attempt) is the lease."""
 
     job_id: bytes
@@ -122,14 +123,14 @@ class LeasedJob(NamedTuple):
     alternatives: int = 0
 
 
-class HeldLease(NamedTuple):
+class HeldLease(Entry, frozen=True):
     """A lease that a node still works on."""
 
     job_id: bytes
     attempt: int
 
 
-class Finished(NamedTuple):
+class Finished(Entry, frozen=True):
     """A job that a node translated: it waited there for its first batch, and then was worked on."""
 
     job_id: bytes
@@ -140,7 +141,7 @@ class Finished(NamedTuple):
     work_ms: int = 0
 
 
-class Failure(NamedTuple):
+class Failure(Entry, frozen=True):
     """A job that a node gives back; ``retry`` False means that no node could do better."""
 
     job_id: bytes

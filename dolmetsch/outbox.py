@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dolmetsch.errors import LocalError
 from dolmetsch.link import Link
@@ -32,6 +33,7 @@ from dolmetsch.messages import (
     Error,
     Hello,
     JobSpec,
+    JobState,
     Manage,
     Managed,
     Message,
@@ -335,12 +337,13 @@ class Outbox:
             self._effects.append(Deliver(answer, stray=False))
         parcel.phase = _Phase.DELIVERED
 
-    def _accepted(self, states: Iterable[tuple[bytes, str]]) -> None:
-        for job_id, state in states:
+    def _accepted(self, states: Iterable[JobState]) -> None:
+        for one in states:
+            job_id = one.job_id
             parcel = self._parcels.get(job_id)
             if parcel is None or parcel.phase is _Phase.DELIVERED:
                 continue
-            if state == "settled":
+            if one.state == "settled":
                 del self._parcels[job_id]
                 self._unsent.pop(job_id, None)
                 self._effects.append(Settled(job_id))
@@ -394,7 +397,7 @@ class Outbox:
                 parcel = self._parcels[job_id]
                 parcel.phase, parcel.sent_at = _Phase.SENT, now
                 spec, left_s = parcel.spec, max(0.001, parcel.deadline - now)
-                specs.append(spec if left_s >= spec.deadline_s - MOMENT_S else spec._replace(deadline_s=left_s))
+                specs.append(spec if left_s >= spec.deadline_s - MOMENT_S else replace(spec, deadline_s=left_s))
             self._unsent.clear()
             self._effects += [Send(Submit(jobs=part)) for part in batches(specs, weigh=_weigh)]
         self._send_acks(now)

@@ -1,24 +1,30 @@
 """What is told of nodes, gateways, jobs and the broker: the records inside STATUS, TELEMETRY and heartbeats. Pure.
 
-They are named tuples, arrays on the wire; ``messages.py`` has the messages around them.
+They are arrays on the wire; ``messages.py`` has the messages around them.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 NO_LATENCY_MS: Final = -1.0  # of a gateway that has no service of its own, or has not measured it
 NO_TEMPERATURE_C: Final = -300.0  # of a board without a sensor
 
 
-class Route(NamedTuple):
+class Entry(Struct, frozen=True, array_like=True, gc=False):
+    """One of many inside a message: an array, without names. A named tuple takes five times as long to make."""
+
+
+class Route(Entry, frozen=True):
     """A language route and the model that serves it."""
 
     route: str
     model: str
 
 
-class ChildStatus(NamedTuple):
+class ChildStatus(Entry, frozen=True):
     """One worker process of a node."""
 
     pid: int
@@ -30,7 +36,7 @@ class ChildStatus(NamedTuple):
     in_flight: int
 
 
-class NodeStatus(NamedTuple):
+class NodeStatus(Entry, frozen=True):
     """One node in a STATUS answer."""
 
     name: str
@@ -48,7 +54,7 @@ class NodeStatus(NamedTuple):
     seen_s_ago: float
 
 
-class GatewayStatus(NamedTuple):
+class GatewayStatus(Entry, frozen=True):
     """One gateway in a STATUS answer: what it reported ``seen_s_ago`` seconds ago, and how many answers it is owed."""
 
     name: str
@@ -63,7 +69,7 @@ class GatewayStatus(NamedTuple):
     seen_s_ago: float
 
 
-class About(NamedTuple):
+class About(Entry, frozen=True):
     """What a node's machine is; ``up_s`` is how long it has been up when the node registers."""
 
     host: str
@@ -78,7 +84,7 @@ class About(NamedTuple):
 NOTHING_KNOWN: Final = About("", "", "", "", 0, 0, 0.0)
 
 
-class NodeReport(NamedTuple):
+class NodeReport(Entry, frozen=True):
     """One node in TELEMETRY: all that is known of it. ``up_s`` is its machine's."""
 
     name: str
@@ -106,7 +112,7 @@ class NodeReport(NamedTuple):
     children: tuple[ChildStatus, ...]
 
 
-class Departed(NamedTuple):
+class Departed(Entry, frozen=True):
     """A node that is no more: ``left`` of its own will, or ``lost``."""
 
     name: str
@@ -115,14 +121,14 @@ class Departed(NamedTuple):
     gone_s_ago: float
 
 
-class StoryLine(NamedTuple):
+class StoryLine(Entry, frozen=True):
     """What happened to a job, ``at_ms`` after it was queued."""
 
     at_ms: int
     what: str
 
 
-class JobReport(NamedTuple):
+class JobReport(Entry, frozen=True):
     """A job that has ended, without its texts: where its time went, and its story.
 
     ``gateway_ms`` it waited at the gateway, ``queue_ms`` in the broker, ``batch_ms`` at the node for its first batch;
@@ -152,7 +158,7 @@ class JobReport(NamedTuple):
     story: tuple[StoryLine, ...]
 
 
-class Histogram(NamedTuple):
+class Histogram(Entry, frozen=True):
     """How long jobs of one lane took, accepted to done, since the broker started.
 
     ``counts`` has one number for each of ``LATENCY_MS`` (at most so long), and one for those that took longer.
@@ -169,7 +175,7 @@ LATENCY_MS: Final = (
 """Upper bounds, steps of about 1.5: a percentile read from them is right to a fifth."""
 
 
-class Waiting(NamedTuple):
+class Waiting(Entry, frozen=True):
     """A computer that asks to be let in as a node: its name for itself, where it is, and its key's fingerprint."""
 
     name: str
@@ -177,7 +183,7 @@ class Waiting(NamedTuple):
     fingerprint: str
 
 
-class BrokerHealth(NamedTuple):
+class BrokerHealth(Entry, frozen=True):
     """The broker's process and its disk, and who waits at its door."""
 
     host: str
@@ -190,7 +196,7 @@ class BrokerHealth(NamedTuple):
     waiting: tuple[Waiting, ...] = ()
 
 
-class Counts(NamedTuple):
+class Counts(Entry, frozen=True):
     """What happened since the broker started, and what it holds now."""
 
     accepted: int

@@ -354,7 +354,7 @@ class Scheduler:
             self._remove_node(before, now, "its node was restarted", keep=kept)
         node = Node(
             peer=peer, name=message.node, incarnation=message.incarnation, capacity=message.capacity, now=now,
-            routes=dict(message.routes), engine=message.engine, about=message.about,
+            routes={one.route: one.model for one in message.routes}, engine=message.engine, about=message.about,
         )  # fmt: skip
         self._roster.add_node(node)
         self.books.chronicle.came(node.name)
@@ -418,7 +418,7 @@ class Scheduler:
                 self.books.kill(job, item.code, item.detail, now)
 
     def _receive(self, node: Node, outcomes: Iterable[Finished | Failure]) -> None:
-        self.books.send(node.peer, Received(jobs=tuple([HeldLease(item[0], item[1]) for item in outcomes])))
+        self.books.send(node.peer, Received(jobs=tuple([HeldLease(item.job_id, item.attempt) for item in outcomes])))
 
     def _goodbye(self, node: Node, message: Goodbye, now: float) -> None:
         self._remove_node(node, now, "its node said goodbye", blame=False, how="left")

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dolmetsch.errors import LocalError
 from dolmetsch.link import Link
@@ -290,7 +291,7 @@ class Session:
             self._held[job.job_id] = job.attempt
             outcome = self._outcomes.get(job.job_id)
             if outcome is not None:
-                self._outcomes[job.job_id] = outcome._replace(attempt=job.attempt)
+                self._outcomes[job.job_id] = replace(outcome, attempt=job.attempt)
                 self._sent_at.pop(job.job_id, None)
                 self._unsent.append(job.job_id)
         if fresh:
@@ -372,7 +373,7 @@ class Session:
             routes=offer.routes,
             capacity=self._capacity,
             engine=self._engine,
-            about=self._about._replace(up_s=self._about.up_s + now - self._started),
+            about=replace(self._about, up_s=self._about.up_s + now - self._started),
             held=self._leases(),
         )
         self._effects.append(Send(register))

@@ -138,5 +138,7 @@ def _status_bytes(node: NodeStatus) -> int:
 
 
 def _report_bytes(node: NodeReport) -> int:
-    words = (node.name, node.incarnation, *node.about[:4], *[text for route in node.routes for text in route])
+    about = node.about
+    words = [node.name, node.incarnation, about.host, about.board, about.system, about.version]
+    words += [text for one in node.routes for text in (one.route, one.model)]
     return text_bytes(words) + 200 + 9 * len(node.core_percent) + CHILD_BYTES * len(node.children)

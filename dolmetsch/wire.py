@@ -8,7 +8,7 @@ Whatever is wrong raises ``RemoteError`` and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import starmap
 from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
 import msgspec
@@ -87,6 +87,7 @@ from dolmetsch.reports import (
     ChildStatus,
     Counts,
     Departed,
+    Entry,
     GatewayStatus,
     Histogram,
     JobReport,
@@ -154,26 +155,25 @@ def _many(item: Shape, most: int) -> Shape:
     return Shape(form, None if make is None else each)
 
 
-def _record(kind: type[tuple[Any, ...]], *places: Shape) -> Shape:
-    """An array of fixed length, which becomes the named tuple ``kind``; none of its places needs to be made ours."""
-    new = partial(tuple.__new__, kind)
+def _entry(kind: type[Entry], *places: Shape) -> Shape:
+    """An array of fixed length, which becomes a ``kind``; none of its places needs to be made ours."""
     checks = [(place, shape.make) for place, shape in enumerate(places) if shape.make is not None]
 
     def make(column: Column) -> Column:
         for place, check in checks:
             check([entry[place] for entry in column])
-        return list(map(new, column))
+        return list(starmap(kind, column))
 
     return Shape(tuple[tuple(shape.type for shape in places)], make)  # type: ignore[misc]
 
 
-def _nested(kind: type[tuple[Any, ...]], *places: Shape) -> Shape:
-    """A record with records in it. Apart from ``_record``, which need not put its entries together again."""
+def _nested(kind: type[Entry], *places: Shape) -> Shape:
+    """An entry with entries in it. Apart from ``_entry``, which need not put its places together again."""
 
     def make(column: Column) -> Column:
         columns = zip(*column, strict=True)
         made = [shape.make(values) if shape.make else values for shape, values in zip(places, columns, strict=False)]
-        return [kind(*entry) for entry in zip(*made, strict=True)]
+        return list(starmap(kind, zip(*made, strict=True)))
 
     return Shape(tuple[tuple(shape.type for shape in places)], make)  # type: ignore[misc]
 
@@ -200,45 +200,45 @@ _alternatives = _integer(0, MAX_ALTERNATIVES)
 _celsius = _number(NO_TEMPERATURE_C, 1000)
 _line = _string(MAX_DETAIL_CHARS)
 
-_spec = _record(
+_spec = _entry(
     JobSpec, _job_id, _name, _texts, _lane, _tenant, _number(0, MAX_DEADLINE_S), _reply_to, _alternatives, _count,
 )  # fmt: skip
-_state = _record(JobState, _job_id, _code)
-_refusal = _record(Refusal, _job_id, _code, _detail, _seconds)
-_answer = _record(Answer, _job_id, _texts_or_nil, _code, _detail, _model, _attempt, _boolean, _count, _reply_to)
-_leased = _record(LeasedJob, _job_id, _attempt, _name, _texts, _lane, _boolean, _alternatives)
-_held = _record(HeldLease, _job_id, _attempt)
-_finished = _record(Finished, _job_id, _attempt, _texts, _model, _count, _count)
-_failure = _record(Failure, _job_id, _attempt, _code, _detail, _boolean)
-_child = _record(ChildStatus, _count, _integer(-1, 1 << 16), _code, _count, _count, _count, _count)
-_route = _record(Route, _name, _model)
-_node = _record(
+_state = _entry(JobState, _job_id, _code)
+_refusal = _entry(Refusal, _job_id, _code, _detail, _seconds)
+_answer = _entry(Answer, _job_id, _texts_or_nil, _code, _detail, _model, _attempt, _boolean, _count, _reply_to)
+_leased = _entry(LeasedJob, _job_id, _attempt, _name, _texts, _lane, _boolean, _alternatives)
+_held = _entry(HeldLease, _job_id, _attempt)
+_finished = _entry(Finished, _job_id, _attempt, _texts, _model, _count, _count)
+_failure = _entry(Failure, _job_id, _attempt, _code, _detail, _boolean)
+_child = _entry(ChildStatus, _count, _integer(-1, 1 << 16), _code, _count, _count, _count, _count)
+_route = _entry(Route, _name, _model)
+_node = _entry(
     NodeStatus, _name, _code, _many(_name, MAX_ROUTES), _count, _count, _count, _percent, _percent,
     _celsius, _boolean, _seconds, _count, _seconds,
 )  # fmt: skip
 
-_gateway = _record(
+_gateway = _entry(
     GatewayStatus, _name, _code, _name, _count, _latency, _count, _count, _count, _count, _seconds,
 )  # fmt: skip
 
-_about = _record(About, _line, _line, _line, _line, _count, _count, _seconds)
+_about = _entry(About, _line, _line, _line, _line, _count, _count, _seconds)
 _node_report = _nested(
     NodeReport, _name, _name, _code, _code, _about, _seconds, _seconds, _seconds, _many(_route, MAX_ROUTES), _count,
     _count, _count, _count, _count, _count, _seconds, _percent, _many(_percent, MAX_CORES), _percent, _count, _celsius,
     _boolean, _many(_child, MAX_CORES),
 )  # fmt: skip
-_departed = _record(Departed, _name, _code, _line, _seconds)
-_story = _many(_record(StoryLine, _count, _line), MAX_STORY)
+_departed = _entry(Departed, _name, _code, _line, _seconds)
+_story = _many(_entry(StoryLine, _count, _line), MAX_STORY)
 _job_report = _nested(
     JobReport, _job_id, _code, _name, _lane, _name, _count, _tenant, _model, _attempt, _boolean, _code, _detail,
     _seconds, _count, _count, _count, _count, _count, _count, _story,
 )  # fmt: skip
-_histogram = _record(Histogram, _many(_count, len(LATENCY_MS) + 1), _count)
-_waiting = _record(Waiting, _name, _line, _code)
+_histogram = _entry(Histogram, _many(_count, len(LATENCY_MS) + 1), _count)
+_waiting = _entry(Waiting, _name, _line, _code)
 _health = _nested(
     BrokerHealth, _line, _line, _count, _percent, _count, _count, _count, _many(_waiting, MAX_WAITING)
 )  # fmt: skip
-_counts = _record(Counts, *[_count] * len(Counts._fields))
+_counts = _entry(Counts, *[_count] * len(Counts.__struct_fields__))
 
 _ids = _many(_job_id, MAX_JOBS)
 _leases = _many(_held, MAX_JOBS)

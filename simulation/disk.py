@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec.structs import replace
+
 from dolmetsch.effects import Op, Persist, Record, Recover
 from dolmetsch.jobs import Outcome
 from dolmetsch.ledger import MemoryLedger
@@ -60,7 +62,7 @@ class Disk:
 
     def _dated(self, record: Record) -> Record:
         anew = self._anew.get(record.seq)
-        return record if anew is None else record._replace(deadline=anew)
+        return record if anew is None else replace(record, deadline=anew)
 
     def commit(self, changes: Sequence[Persist]) -> None:
         """All of ``changes`` are on the disk when this returns."""
@@ -70,22 +72,22 @@ class Disk:
 
     def _note(self, change: Persist) -> None:
         match change:
-            case (Op.INSERT, (seq, job_id, gateway, *_, deadline, now, _)):
+            case Persist(Op.INSERT, (seq, job_id, gateway, *_, deadline, now, _)):
                 if job_id in self.ever:
                     raise Violation("an accepted job is done once", f"j{int.from_bytes(job_id)} was accepted again")
                 self.ever.add(job_id)
                 self._deadline_s[seq] = deadline - now
                 self.rows[seq] = self.jobs[job_id] = Row(job_id, gateway)
-            case (Op.LEASE, (attempt, _, seq)):
+            case Persist(Op.LEASE, (attempt, _, seq)):
                 self.rows[seq].state, self.rows[seq].attempt = "leased", attempt
-            case (Op.QUEUE, (_, _, seq)):
+            case Persist(Op.QUEUE, (_, _, seq)):
                 self.rows[seq].state, self.rows[seq].outcome = "queued", None
                 self._anew.pop(seq, None)
-            case (Op.OWN, (gateway, seq)):
+            case Persist(Op.OWN, (gateway, seq)):
                 self.rows[seq].gateway = gateway
-            case (Op.FINISH, (state, outcome, seq)):
+            case Persist(Op.FINISH, (state, outcome, seq)):
                 self.rows[seq].state, self.rows[seq].outcome = state, outcome
-            case (Op.REMOVE, (seq, job_id)):
+            case Persist(Op.REMOVE, (seq, job_id)):
                 del self.rows[seq], self.jobs[job_id], self._deadline_s[seq]
                 self._anew.pop(seq, None)
                 self.settled.add(job_id)

@@ -119,7 +119,7 @@ def _forget_the_settled(before: Method, settled: SettledIds, job_id: bytes) -> b
 def _ignore_attempts(before: Method, scheduler: Scheduler, node: Node, message: m.Failed, now: float) -> None:
     jobs = scheduler.books.jobs
     present = tuple(
-        [one._replace(attempt=jobs[one.job_id].attempt) if one.job_id in jobs else one for one in message.jobs]
+        [structs.replace(one, attempt=jobs[one.job_id].attempt) if one.job_id in jobs else one for one in message.jobs]
     )
     before(scheduler, node, structs.replace(message, jobs=present), now)
 
@@ -198,7 +198,7 @@ def _mix_up_results(before: Method, scheduler: Scheduler, node: Node, message: m
 
 
 def _with_texts(one: m.Finished, texts: tuple[str, ...]) -> m.Finished:
-    return one._replace(texts=texts)
+    return structs.replace(one, texts=texts)
 
 
 @_fault("a lease that ended in a failure is the node's again when it is shown once more", Books, "gave_up")

@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from dolmetsch.messages import Accepted, Answer, JobSpec, Manage, Refusal
 from dolmetsch.outbox import (
     Deliver,
@@ -98,7 +100,7 @@ class GatewayHost(Peer):
         if left_s <= 0:
             line.end = line.end or End.GIVEN_UP
             return
-        self.guarded(self._handle, Post((line.spec._replace(deadline_s=min(left_s, line.spec.deadline_s)),)))
+        self.guarded(self._handle, Post((replace(line.spec, deadline_s=min(left_s, line.spec.deadline_s)),)))
         self.poke(self.world.timeline.now)
 
     def cancel(self, job_id: bytes) -> None:

@@ -161,7 +161,7 @@ class Watch:
                     loan.peer, loan.since = None, now  # about to be shown from another connection
             self._displaced.add(other)
             del self.nodes[other]
-        routes = frozenset(route for route, _ in message.routes)
+        routes = frozenset(one.route for one in message.routes)
         self.nodes[peer] = NodeView(message.node, message.incarnation, message.capacity, routes, now)
         self._shown(peer, message.held, told, now)
 
@@ -185,17 +185,17 @@ class Watch:
 
     def _changed(self, event: Event, change: Persist, now: float) -> None:
         match change:
-            case (Op.INSERT, row):
+            case Persist(Op.INSERT, row):
                 self._insert(row, now)
-            case (Op.LEASE, (attempt, node, seq)):
+            case Persist(Op.LEASE, (attempt, node, seq)):
                 self._leased(event, self.entries[seq], attempt, node, now)
-            case (Op.QUEUE, (failures, deadline, seq)):
+            case Persist(Op.QUEUE, (failures, deadline, seq)):
                 self._queued(event, self.entries[seq], failures, deadline, now)
-            case (Op.OWN, (gateway, seq)):
+            case Persist(Op.OWN, (gateway, seq)):
                 self.entries[seq].gateway = gateway
-            case (Op.FINISH, (state, outcome, seq)):
+            case Persist(Op.FINISH, (state, outcome, seq)):
                 self._finished(event, self.entries[seq], state, outcome, now)
-            case (Op.REMOVE, (seq, _)):
+            case Persist(Op.REMOVE, (seq, _)):
                 self._removed(event, self.entries[seq])
 
     def _insert(self, row: tuple[Any, ...], now: float) -> None:

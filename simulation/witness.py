@@ -56,7 +56,7 @@ class Witness:
         """What a peer is told must be on the disk already."""
         match message:
             case m.Accepted(jobs=states):
-                bad = [one for one, state in states if state != "settled" and one not in disk.ever]
+                bad = [one.job_id for one in states if one.state != "settled" and one.job_id not in disk.ever]
             case m.Lease(jobs=jobs):
                 bad = [one.job_id for one in jobs if not _stands(disk, one.job_id, "leased", one.attempt)]
             case m.Received(jobs=leases):
@@ -71,10 +71,10 @@ class Witness:
 
     def committed(self, changes: Iterable[Persist]) -> None:
         """These are on the disk now."""
-        for op, row in changes:
-            if op is Op.REMOVE:
+        for change in changes:
+            if change.op is Op.REMOVE:
                 for gateway in self._world.gateways:
-                    self._settled_in[row[1], gateway.name] = gateway.lives
+                    self._settled_in[change.row[1], gateway.name] = gateway.lives
 
     def found_nobody(self, peer: bytes) -> None:
         """A send told the broker that nobody is behind ``peer``: it must not count on it any more."""
@@ -96,7 +96,7 @@ class Witness:
 
     def accepted(self, message: m.Accepted) -> None:
         """A gateway reads ACCEPTED."""
-        self._accepted.update(job_id for job_id, state in message.jobs if state != "settled")
+        self._accepted.update(one.job_id for one in message.jobs if one.state != "settled")
 
     def let_go(self, gateway: GatewayHost, job_id: bytes) -> None:
         """Somebody asks anew for what was answered, or cancels it: then it may come once more, in the same words."""
@@ -186,7 +186,7 @@ class Witness:
             for line in gateway.book.lines.values():
                 if line.end is None:
                     raise Violation("every request ends", f"{job_name(line.spec.job_id)} at {gateway.name}")
-            if dict(gateway.routes) != scheduler.books.roster.routes():
+            if {one.route: one.model for one in gateway.routes} != scheduler.books.roster.routes():
                 raise Violation("a gateway learns of routes", f"{gateway.name} knows {gateway.routes}")
         self._forgotten(scheduler)
 

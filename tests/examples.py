@@ -24,7 +24,7 @@ def every_message() -> list[m.Message]:
     job = r.JobReport(
         ID, "done", "discord", 0, "de→en", 20, "pi-1", "model", 1, False, "", "", 0.3, 45, 3, 1, 2, 40, 8, story,
     )  # fmt: skip
-    counts = r.Counts(*range(1, len(r.Counts._fields) + 1))
+    counts = r.Counts(*range(1, len(r.Counts.__struct_fields__) + 1))
     histogram = r.Histogram(tuple(range(len(r.LATENCY_MS) + 1)), 4711)
     return [
         m.Hello(gateway="discord", incarnation="a1"),

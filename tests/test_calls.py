@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import zmq
+from msgspec.structs import astuple
 
 from bench.cluster import Cluster, free_port
 from dolmetsch import calls
@@ -81,7 +82,7 @@ def test_alternatives_lanes_and_nothing_to_do(cluster: Cluster) -> None:
 
 def test_the_broker_is_told_how_the_gateway_is(cluster: Cluster) -> None:
     def told() -> bool:
-        return [one[:-2] for one in cluster.status().gateways if one.name == "calls" and one.answered] == [
+        return [astuple(one)[:-2] for one in cluster.status().gateways if one.name == "calls" and one.answered] == [
             ("calls", "up", "http", 3, -1.0, 0, 1, 1)
         ]
 

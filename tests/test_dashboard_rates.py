@@ -26,7 +26,7 @@ def at(
     up_s: float, done: int = 0, failed: int = 0, *, broker: str = "a", latency: tuple[Histogram, ...] = ()
 ) -> Reading:
     lanes = latency or (NOTHING, NOTHING)
-    return Reading(broker, up_s, NO_COUNTS._replace(done=done, failed=failed, chars_done=40 * done), lanes)
+    return Reading(broker, up_s, replace(NO_COUNTS, done=done, failed=failed, chars_done=40 * done), lanes)
 
 
 # ---- percentiles ----
@@ -120,4 +120,4 @@ def test_buckets_and_lanes_that_are_left_out_are_empty() -> None:
 
 
 def test_counts_are_told_apart() -> None:
-    assert at(1, 2).counts == Counts(*[{"done": 2, "chars_done": 80}.get(name, 0) for name in Counts._fields])
+    assert at(1, 2).counts == Counts(*[{"done": 2, "chars_done": 80}.get(name, 0) for name in Counts.__struct_fields__])

@@ -19,7 +19,7 @@ from dolmetsch import __version__
 from dolmetsch.reports import NO_TEMPERATURE_C, ChildStatus, Departed, GatewayStatus, Waiting
 
 WALL = 1_800_000_000.0
-OLD = node("pi-1").about._replace(version="0.0.9, Python 3.11.2")
+OLD = replace(node("pi-1").about, version="0.0.9, Python 3.11.2")
 
 
 class Clock:
@@ -107,7 +107,7 @@ def test_a_broker_that_is_not_understood_is_said_so() -> None:
 
 def test_totals_rates_and_the_first_bots_stats(clock: Clock) -> None:
     clock.scene.jobs_a_turn = 30
-    clock.scene.counts = NO_COUNTS._replace(queued_interactive=2, queued_bulk=5, leased=12)
+    clock.scene.counts = replace(NO_COUNTS, queued_interactive=2, queued_bulk=5, leased=12)
     snapshot = clock.tell(30)
     totals = cluster(snapshot)["totals"]
     assert (totals["nodes_up"], totals["workers"], totals["servers"]) == (2, 6, 2)
@@ -251,18 +251,18 @@ def of_the_cluster() -> Iterator[Any]:
     yield {"dead": (dead(1),)}, "1 dead letter waits to be requeued or purged"
     silent = GatewayStatus("discord", "silent", "discord", 2, 48.5, 1, 20, 3, 4, 40.0)
     yield {"gateways": (silent,)}, "the gateway discord is silent: not heard for 40 s"
-    yield {"gateways": (silent._replace(kind="cli"),)}, None
-    slow = silent._replace(state="up", seen_s_ago=0.2, latency_ms=4200.0)
+    yield {"gateways": (replace(silent, kind="cli"),)}, None
+    slow = replace(silent, state="up", seen_s_ago=0.2, latency_ms=4200.0)
     yield {"gateways": (slow,)}, "the gateway discord is 4200 ms away from its service"
-    yield {"jobs_a_turn": 0, "counts": NO_COUNTS._replace(queued_bulk=4)}, "4 jobs wait, and none was done for 40 s"
+    yield {"jobs_a_turn": 0, "counts": replace(NO_COUNTS, queued_bulk=4)}, "4 jobs wait, and none was done for 40 s"
     yield (
-        {"jobs_a_turn": 2, "counts": NO_COUNTS._replace(queued_interactive=400)},
+        {"jobs_a_turn": 2, "counts": replace(NO_COUNTS, queued_interactive=400)},
         "people wait: 400 jobs queued, about 3 min of work",
     )
 
     stranger = Waiting("pi4", "192.0.2.4", "5e2f-90c1-7a44-0b3d")
     yield {"waiting": (stranger,)}, "a computer called pi4 at 192.0.2.4 waits to be let in"
-    yield {"waiting": (stranger, stranger._replace(name="pi5"))}, "2 computers wait to be let in"
+    yield {"waiting": (stranger, replace(stranger, name="pi5"))}, "2 computers wait to be let in"
     told = {
         " ": "?",
         "x" * 128: f"\u2068{'x' * 39}…\u2069",
@@ -270,7 +270,7 @@ def of_the_cluster() -> Iterator[Any]:
         "<b>pi4</b>": "<b>pi4</b>",  # the page puts it in as text
     }
     for name, words in told.items():
-        yield {"waiting": (stranger._replace(name=name),)}, f"a computer called {words} at 192.0.2.4 waits to be let in"
+        yield {"waiting": (replace(stranger, name=name),)}, f"a computer called {words} at 192.0.2.4 waits to be let in"
 
 
 @pytest.mark.parametrize(("changes", "text"), list(of_the_cluster()))
@@ -285,7 +285,7 @@ def test_a_problem_of_the_cluster_in_words(changes: dict[str, Any], text: str | 
 def test_failures_and_bad_frames_are_said_for_a_minute(clock: Clock) -> None:
     clock.tell(30)
     counts = clock.scene.counts
-    clock.scene.counts = counts._replace(failed=counts.failed + 60, bad_frames=2)
+    clock.scene.counts = replace(counts, failed=counts.failed + 60, bad_frames=2)
     found = cluster(clock.tell())["problems"]
     assert [(one["level"], one["text"]) for one in found] == [
         ("error", "40 % of the jobs of the last minute failed"),

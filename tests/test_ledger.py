@@ -13,6 +13,7 @@ from pathlib import Path
 import msgpack
 import pytest
 import zmq
+from msgspec.structs import astuple
 
 from broker import TIDY_MOST_S, Broker
 from dolmetsch.config import Config
@@ -323,7 +324,7 @@ def test_a_ledger_of_an_earlier_version_is_taken_over(tmp_path: Path, version: i
         " VALUES (3, ?, 'g', 't', 1, 'de→en', ?, ?, 0, 60)",
         (key(3), texts, b"reply"),
     )
-    outcome = msgpack.packb(tuple(DONE))
+    outcome = msgpack.packb(astuple(DONE))
     db.execute(
         "INSERT INTO job (seq, job_id, gateway, tenant, lane, route, reply_to, deadline, deadline_s, state, attempt,"
         " failures, outcome) VALUES (6, ?, 'g', 't', 1, 'de→en', ?, 0, 60, 'done', 3, 2, ?)",

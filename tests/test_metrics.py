@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from msgspec.structs import replace
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -28,7 +29,8 @@ def a_scene() -> Scene:
         GatewayStatus("cli-0badcafe", "silent", "cli", 0, -1.0, 0, 1, 0, 2, 99.0),
         GatewayStatus("guild-4711", "up", "somebody's own 4711", 1, -1.0, 0, 1, 0, 0, 0.1),
     ]
-    counts = NO_COUNTS._replace(
+    counts = replace(
+        NO_COUNTS,
         accepted=12, rejected=1, failed=2, cache_hits=4, queued_interactive=5, queued_bulk=6, leased=7, undelivered=8,
     )  # fmt: skip
     nodes = (node("pi-1", throttled=True), node('pi "2"\\', temperature_c=NO_TEMPERATURE_C))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dolmetsch import messages as m
 from dolmetsch import outbox as ob
@@ -108,7 +109,7 @@ def test_outcomes_are_sent_until_received(node: Node) -> None:
 
 
 def test_a_busy_node_gathers_bulk_outcomes_for_a_moment_but_never_interactive_ones(node: Node) -> None:
-    bulk = tuple(lease(n)._replace(lane=m.BULK) for n in range(3 * se.GATHER_JOBS))
+    bulk = tuple(replace(lease(n), lane=m.BULK) for n in range(3 * se.GATHER_JOBS))
     node.hear(m.Lease(jobs=bulk))
     assert of(node.finish(1), m.Done) == []
     assert of(node.finish(2), m.Done) == []

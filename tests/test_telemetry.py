@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import zmq
+from msgspec.structs import replace
 
 from bench.cluster import Cluster as Programs
 from dolmetsch import messages as m
@@ -55,7 +56,7 @@ def test_an_empty_cluster_is_told_too() -> None:
 
 
 def test_a_job_tells_where_its_time_went(core: Cluster) -> None:
-    core.submit(spec(1)._replace(waited_ms=120))
+    core.submit(replace(spec(1), waited_ms=120))
     core.now += 0.5
     (lease,) = sent(core.node(), m.Lease)
     core.now += 0.25
