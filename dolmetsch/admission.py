@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Final
 
 from dolmetsch.config import SchedulerConfig
@@ -13,15 +14,14 @@ BULK_OF_QUEUE: Final = 0.9  # the rest is kept for the interactive lane, so that
 RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
 FREED: Final = 0.1  # a refused sender should come back when this part of the queue has drained
+ROUTES: Final = 512  # names remembered as good or bad
 ROUTE: Final = re.compile(r"[a-z]{2,3}(?:_[A-Za-z]{2,4})?→[a-z]{2,3}(?:_[A-Za-z]{2,4})?")
 
 
 def faulty(spec: JobSpec) -> Refusal | None:
     """What is wrong with the job itself; no retry will help."""
-    lengths = list(map(len, spec.texts))
-    total = sum(lengths)
-    longest = max(lengths, default=0)
-    if longest > MAX_TEXT_CHARS or total > MAX_JOB_CHARS:
+    total = sum(map(len, spec.texts))
+    if total > MAX_TEXT_CHARS and (total > MAX_JOB_CHARS or max(map(len, spec.texts)) > MAX_TEXT_CHARS):
         return _refuse(
             spec, "too_large",
             f"the text has {total} characters; at most {MAX_TEXT_CHARS} in one text and {MAX_JOB_CHARS} in one job: "
@@ -31,9 +31,14 @@ def faulty(spec: JobSpec) -> Refusal | None:
         return _refuse(spec, "empty_text", "there is no text to translate")
     if spec.deadline_s <= 0:
         return _refuse(spec, "bad_deadline", "the deadline has already passed")
-    if ROUTE.fullmatch(spec.route) is None:
+    if not _is_route(spec.route):
         return _refuse(spec, "unknown_route", "a route looks like de→en")
     return None
+
+
+@lru_cache(ROUTES)
+def _is_route(name: str) -> bool:
+    return ROUTE.fullmatch(name) is not None
 
 
 def unknown_route(spec: JobSpec, known: Collection[str]) -> Refusal:

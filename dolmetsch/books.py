@@ -103,7 +103,7 @@ class Books:
         self._seq += 1
         job = Job(
             seq=self._seq,
-            job_id=spec.job_id,
+            id=spec.job_id,
             gateway=gateway.name,
             tenant=self._shared(spec.tenant),
             lane=spec.lane,
@@ -111,7 +111,7 @@ class Books:
             texts=spec.texts,
             reply_to=spec.reply_to,
             deadline=self._deadline(now, spec.deadline_s),
-            now=now,
+            queued_at=now,
             alternatives=spec.alternatives,
             waited_ms=spec.waited_ms,
         )
@@ -127,7 +127,7 @@ class Books:
         """Enter a job that the ledger held; one that was leased waits a grace period for its node to show it."""
         job = Job(
             seq=record.seq,
-            job_id=record.job_id,
+            id=record.job_id,
             gateway=record.gateway,
             tenant=self._shared(record.tenant),
             lane=record.lane,
@@ -135,12 +135,15 @@ class Books:
             texts=record.texts,
             reply_to=record.reply_to,
             deadline=record.deadline,
-            now=now,
+            queued_at=now,
+            leased_at=now,
             alternatives=record.alternatives,
+            state=State(record.state),
+            attempt=record.attempt,
+            failures=record.failures,
+            outcome=record.outcome,
         )
         self._seq = max(self._seq, job.seq)
-        job.attempt, job.failures = record.attempt, record.failures
-        job.state, job.outcome = State(record.state), record.outcome
         gateway = self.roster.gateway_named(job.gateway, now)
         self._enter(job, gateway)
         if job.state is State.QUEUED:
@@ -275,11 +278,10 @@ class Books:
             self._release(job)
         elif not outcome.cached:  # what the cache answers never stood in a lane
             self.lanes.discard(job)
-        self.bytes -= job.size
         job.outcome = outcome
         if state is State.DONE:
             job.texts = ()
-        self.bytes += job.size
+        self._weigh(job)
         self._keep_until(job, now)
         self.roster.gateways[job.gateway].ready[job.id] = job
         self.effects.append(Persist(Op.FINISH, (state.value, outcome, job.seq)))
@@ -315,9 +317,8 @@ class Books:
         job.deadline = now + REVIVED_S
         job.queued_at = now
         job.failures = job.losses = 0
-        self.bytes -= job.size
         job.outcome, job.acked = None, False
-        self.bytes += job.size
+        self._weigh(job)
         job.move(State.QUEUED, now, "requeued by an operator")
         job.times = None
         self.tally.requeued += 1
@@ -340,6 +341,11 @@ class Books:
     def _keep_until(self, job: Job, now: float) -> None:
         ttl_s = self._config.result_ttl_s if job.state is State.DONE else self._config.dead_ttl_s
         self._retime(job, now + ttl_s)
+
+    def _weigh(self, job: Job) -> None:
+        size = job.measure()
+        self.bytes += size - job.size
+        job.size = size
 
     def _retime(self, job: Job, when: float) -> None:
         self.timers.cancel(job.id, job.timer)
@@ -388,7 +394,7 @@ class Books:
             ),
             "a report is of a gateway that is known": self.reports.keys() <= self.roster.gateways.keys(),
             "every job has a timer": len(self.timers) == len(self.jobs),
-            "bytes add up": self.bytes == sum(job.size for job in self.jobs.values()),
+            "bytes add up": self.bytes == sum(job.measure() for job in self.jobs.values()),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:

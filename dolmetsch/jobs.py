@@ -13,6 +13,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+from msgspec import Struct
+
 from dolmetsch.errors import LocalError
 from dolmetsch.reports import Entry
 
@@ -66,46 +68,40 @@ class Times(Entry, frozen=True):
     work_ms: int
 
 
-class Job:
+class Job(Struct, kw_only=True, eq=False, gc=False):
     """One job in the broker. Mutable on purpose: the scheduler is its only owner, and there may be 100 000."""
 
-    __slots__ = (
-        "acked", "alternatives", "attempt", "chars", "deadline", "failures", "gateway", "given_up", "id", "lane",
-        "lease_until", "leased_at", "losses", "node", "outcome", "queued_at", "reply_to", "route", "seq", "state",
-        "story", "tenant", "texts", "timer", "times", "waited_ms",
-    )  # fmt: skip
+    seq: int
+    id: bytes
+    gateway: str
+    tenant: str
+    lane: int
+    route: str
+    texts: tuple[str, ...]
+    chars: int = 0
+    reply_to: bytes
+    deadline: float
+    alternatives: int = 0
+    waited_ms: int = 0  # at its gateway, before it came
+    queued_at: float
+    state: State = State.QUEUED
+    attempt: int = 0  # leases so far: (id, attempt) names one
+    given_up: int = 0  # the last attempt that its node gave back
+    losses: int = 0  # leases that expired or whose node was lost
+    failures: int = 0  # leases that ended in a child's crash or an engine's error
+    node: str | None = None
+    leased_at: float = 0.0
+    lease_until: float = 0.0
+    times: Times | None = None  # once a node has translated it
+    outcome: Outcome | None = None
+    acked: bool = False
+    timer: int = 0  # slot of its timer: the deadline, or later the time it is given up
+    size: int = 0  # as measured last
+    story: list[tuple[float, str]] | None = None  # only jobs that were leased have something to tell
 
-    def __init__(
-        self, *, seq: int, job_id: bytes, gateway: str, tenant: str, lane: int, route: str,
-        texts: tuple[str, ...], reply_to: bytes, deadline: float, now: float, alternatives: int = 0,
-        waited_ms: int = 0,
-    ) -> None:  # fmt: skip
-        self.seq = seq
-        self.id = job_id
-        self.gateway = gateway
-        self.tenant = tenant
-        self.lane = lane
-        self.route = route
-        self.texts = texts
-        self.chars = sum(map(len, texts))
-        self.reply_to = reply_to
-        self.deadline = deadline
-        self.alternatives = alternatives
-        self.waited_ms = waited_ms  # at its gateway, before it came
-        self.queued_at = now
-        self.state = State.QUEUED
-        self.attempt = 0  # leases so far: (id, attempt) names one
-        self.given_up = 0  # the last attempt that its node gave back
-        self.losses = 0  # leases that expired or whose node was lost
-        self.failures = 0  # leases that ended in a child's crash or an engine's error
-        self.node: str | None = None
-        self.leased_at = now
-        self.lease_until = 0.0
-        self.times: Times | None = None  # once a node has translated it
-        self.outcome: Outcome | None = None
-        self.acked = False
-        self.timer = 0  # slot of its timer: the deadline, or later the time it is given up
-        self.story: list[tuple[float, str]] | None = None  # only jobs that were leased have something to tell
+    def __post_init__(self) -> None:
+        self.chars = sum(map(len, self.texts))
+        self.size = self.measure()
 
     def move(self, state: State, now: float, what: str) -> None:
         """Change the state along ``TRANSITIONS`` and write it in the story.
@@ -132,9 +128,8 @@ class Job:
         """Translations that a result must have: of each text the best, and as many alternatives."""
         return len(self.texts) * (1 + self.alternatives)
 
-    @property
-    def size(self) -> int:
-        """Bytes of memory that the job takes, roughly."""
+    def measure(self) -> int:
+        """Bytes of memory that the job takes now, roughly."""
         size = JOB_BYTES + len(self.reply_to)
         if self.texts:
             size += 2 * self.chars

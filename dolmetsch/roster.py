@@ -65,9 +65,11 @@ class Node:
 
     def room(self, lane: int) -> int:
         """How many more jobs of ``lane`` the node may be given now."""
+        credit = self.credit
         if lane == INTERACTIVE:
-            return self.credit
-        return min(self.credit, self.capacity - self.capacity // PEOPLES_PART - self.bulk_leases)
+            return credit
+        of_bulk = self.capacity - self.capacity // PEOPLES_PART - self.bulk_leases
+        return of_bulk if of_bulk < credit else credit
 
     def ahead(self, lane: int) -> int:
         """Characters that are done here before another job of ``lane``: people do not wait for bulk."""

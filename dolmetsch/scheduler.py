@@ -281,12 +281,12 @@ class Scheduler:
             job = self.books.jobs.get(job_id)
             if job is None or job.gateway != gateway.name or job.outcome is None:
                 continue
-            gateway.sent.pop(job_id, None)
-            gateway.ready.pop(job_id, None)
             gateway.repeats = 0
             if job.state is State.DONE:
                 self.books.settle(job, now, "acked")
             else:
+                gateway.sent.pop(job_id, None)
+                gateway.ready.pop(job_id, None)
                 job.acked = True
                 self.books.trim_dead(now)
 

@@ -15,8 +15,8 @@ from tests.test_scheduler import key
 
 def job(number: int, chars: int = 10, tenant: str = "t") -> Job:
     return Job(
-        seq=number, job_id=key(number), gateway="g", tenant=tenant, lane=0, route="de→en", texts=("x" * chars,),
-        reply_to=b"", deadline=60.0, now=0.0,
+        seq=number, id=key(number), gateway="g", tenant=tenant, lane=0, route="de→en", texts=("x" * chars,),
+        reply_to=b"", deadline=60.0, queued_at=0.0,
     )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ def beat(capacity: int = 4, chars_per_s: float = 1000.0, *, draining: bool = Fal
 
 def job(number: int, chars: int = 50, route: str = "de→en", lane: int = m.INTERACTIVE) -> Job:
     return Job(
-        seq=number, job_id=number.to_bytes(16, "big"), gateway="g", tenant="t", lane=lane, route=route,
-        texts=("x" * chars,), reply_to=b"", deadline=60.0, now=0.0,
+        seq=number, id=number.to_bytes(16, "big"), gateway="g", tenant="t", lane=lane, route=route,
+        texts=("x" * chars,), reply_to=b"", deadline=60.0, queued_at=0.0,
     )  # fmt: skip
 
 

@@ -710,8 +710,8 @@ def test_a_gateway_that_stays_is_told_when_the_routes_are_others(cluster: Cluste
 
 def test_a_move_that_the_table_does_not_have_tells_the_story() -> None:
     job = Job(
-        seq=1, job_id=key(1), gateway="g", tenant="t", lane=0, route="de→en", texts=("x",), reply_to=b"",
-        deadline=60.0, now=0.0,
+        seq=1, id=key(1), gateway="g", tenant="t", lane=0, route="de→en", texts=("x",), reply_to=b"",
+        deadline=60.0, queued_at=0.0,
     )  # fmt: skip
     job.move(State.LEASED, 1.0, "leased to pi")
     with pytest.raises(LocalError, match="leased to pi"):

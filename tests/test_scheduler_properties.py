@@ -93,7 +93,8 @@ class Machine(RuleBasedStateMachine):
             self.known.pop(peer, None)
         self.say(peer, m.Ping(edition=self.known.get(peer, (0, ()))[0]))
         if self.scheduler.books.roster.gateway_at(peer) is not None:
-            assert dict(self.known.get(peer, (0, ()))[1]) == self.scheduler.books.roster.routes()
+            told = {one.route: one.model for one in self.known.get(peer, (0, ()))[1]}
+            assert told == self.scheduler.books.roster.routes()
 
     @rule(peer=st.sampled_from([*NODES, *GATEWAYS, b"stranger"]), number=st.integers(0, 9))
     def report(self, peer: bytes, number: int) -> None:

@@ -145,8 +145,8 @@ def test_a_flood_of_jobs_is_told_by_a_sample_with_the_slowest() -> None:
     chronicle = Chronicle()
     for number in range(2000):
         job = Job(
-            seq=number, job_id=key(number), gateway="g", tenant="t", lane=0, route="de→en", texts=("x",), reply_to=b"",
-            deadline=60.0, now=0.0,
+            seq=number, id=key(number), gateway="g", tenant="t", lane=0, route="de→en", texts=("x",), reply_to=b"",
+            deadline=60.0, queued_at=0.0,
         )  # fmt: skip
         took_s = 50.0 if number in (7, 700) else 1.0 + number / 4000
         job.state, job.outcome = State.DONE, Outcome(("y",), "", "", "", False, int(took_s * 1000))
