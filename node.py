@@ -57,7 +57,9 @@ from dolmetsch.transport import DealerPort, address, broker_of
 from dolmetsch.wire import decode
 
 BEAT_S: Final = 1.0  # until the broker says otherwise
-TICK_S: Final = 0.1  # how often the pool is looked at while nothing happens
+TICK_S: Final = 0.1  # how often the pool is looked at while it has work ...
+REST_S: Final = 1.0  # ... and while it has none
+POLLOUT: Final = int(zmq.POLLOUT)  # an enum's own arithmetic takes a microsecond each time
 READ_AT_ONCE: Final = 64
 CLOSE_S: Final = 3.0  # children have this long to end once the session is over
 SILENT: Final = "does not answer"
@@ -133,9 +135,10 @@ class Node:
         outcomes: list[PoolOutcome] = []
         for fd in list(self._polled):
             events = ready.get(fd, 0)
-            if events & ~zmq.POLLOUT:
+            if events & ~POLLOUT:
                 outcomes += self._pool.on_readable(fd, now)
-            if events & zmq.POLLOUT:
+                self._look_soon(now)
+            if events & POLLOUT:
                 self._pool.on_writable(fd, now)
         for frames in self._port.receive(READ_AT_ONCE):
             try:
@@ -151,8 +154,8 @@ class Node:
         if now >= self._beat_at:
             self._beat(now)
         if now >= self._tick_at:
-            self._tick_at = now + TICK_S
             outcomes += self._pool.tick(now, Load(self._stats.core_percent, self._stats.ram_percent))
+            self._tick_at = now + (REST_S if self._pool.at_rest else TICK_S)
             self._look_at_pool(now)
             if self._pool.away is not self._away:
                 self._away = self._pool.away
@@ -160,6 +163,9 @@ class Node:
         if outcomes:
             self._handle(_ended(outcomes), now)
         self._handle(Tick(), now)
+
+    def _look_soon(self, now: float) -> None:
+        self._tick_at = min(self._tick_at, now + TICK_S)
 
     def _look_at_pool(self, now: float) -> None:
         if self._pool.broken is not None:
@@ -215,11 +221,13 @@ class Node:
                 self._port.send(message)
             case Start(jobs):
                 self._pool.submit([_pool_job(job, now) for job in jobs], now)
+                self._look_soon(now)
             case Stop(job_ids):
                 self._pool.cancel(job_ids)
             case Renew():
                 self._log.info("starting the children anew, as an operator asked")
                 self._pool.renew()
+                self._look_soon(now)
             case Reconnect():
                 self._poller.unregister(self._port.socket)
                 self._port.reconnect()

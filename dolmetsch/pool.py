@@ -138,6 +138,11 @@ class Pool:
         return sum(len(slot.child.hand) for slot in self._slots if slot.child)
 
     @property
+    def at_rest(self) -> bool:
+        """Whether there is nothing to do: no job, and every child ready for one."""
+        return not (self.queued or self.in_flight or self._leaving or self._renewing) and self.ready == self.size
+
+    @property
     def chars_per_s(self) -> float:
         """Characters a second the ready children do while they have work; 0.0 before any was measured."""
         return self._rate.chars_per_s * max(1, self.ready)

@@ -381,6 +381,24 @@ def test_too_many_and_twice_are_refused(make: Make) -> None:
         rig.submit(job("a"), job("a"))
 
 
+def test_at_rest_is_one_with_every_child_ready_and_no_job(make: Make) -> None:
+    rig = make(workers=2)
+    assert not rig.pool.at_rest, "its children are starting"
+    rig.ready(2)
+    assert rig.pool.at_rest
+    rig.submit(job("a", "sleep:0.02"))
+    assert not rig.pool.at_rest
+    rig.ended(1)
+    assert rig.pool.at_rest
+    pid = rig.pool.children()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    rig.until(lambda: rig.pool.ready < 2)
+    assert not rig.pool.at_rest, "one is to be replaced"
+    rig.ready(2)
+    rig.until(lambda: rig.pool.at_rest)
+
+
 def backlog(rig: Rig) -> None:
     """Queue far more than the children hold in hand, of work that does not end by itself."""
     rig.submit(*(job(f"{number}", "hang", chars=100) for number in range(100)))
