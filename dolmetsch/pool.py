@@ -46,10 +46,10 @@ __all__ = ["ChildInfo", "Load", "Pool", "PoolJob", "PoolOutcome"]
 
 MAX_JOBS: Final = MAX_HELD  # a heartbeat cannot list more leases than that, so more could not be kept alive
 CHARS_PER_TOKEN: Final = 3  # German SentencePiece tokens are 3 to 4 characters long
-WINDOW_BATCHES: Final = 8  # in a child's hands: the more, the more alike in length are the sentences of its batches
+WINDOW_BATCHES: Final = 24  # in a child's hands: the more, the more alike in length are the sentences of its batches
 WINDOW_JOBS: Final = 256  # as many batches of short messages; enough for an engine that does thousands a second
-FAIR_PART: Final = 0.5  # of its share of all the work a child gets at once, so that children end together ...
-LAST_WINDOWS: Final = 0.25  # ... but not less than this much of a window
+FAIR_PART: Final = 0.75  # of its share of all the work a child gets at once, so that children end together ...
+LAST_BATCHES: Final = 2  # ... but not less than these
 URGENT_WINDOWS: Final = 1.5  # an urgent job may go on top of a full window: it waits for one batch, not for the window
 START_LIMIT_S: Final = 60.0  # reading a model from a slow SD card takes seconds; a minute is stuck
 START_TRIES: Final = 5  # deaths before the first child was ever ready: it is the installation, not chance
@@ -283,10 +283,12 @@ class Pool:
         if not children or not (self._urgent or self._bulk):
             return
         given: dict[Child, list[PoolJob]] = {}
-        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): portions shrink as the work comes to its end.
+        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): portions shrink as the work comes to its end. There
+        # is a share for each child that may yet be started: what another has in hand would keep it without work.
         queue = max(self.queued_chars / self.window_chars, self.queued / WINDOW_JOBS)
         work = queue + sum(map(self._fullness, children))
-        portion = min(1.0, max(LAST_WINDOWS, FAIR_PART * work / len(children)))
+        share = work if self.max_workers == 1 else FAIR_PART * work / self.max_workers
+        portion = min(1.0, max(LAST_BATCHES / WINDOW_BATCHES, share))
         for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, portion)):
             while lane:
                 child = min(children, key=self._fullness if lane is self._bulk else self._urgency)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import select
@@ -28,7 +29,7 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_child.py")))
 QUIET = Load(cpu=(0.0,) * 8, ram=10.0)
 LIMIT_S = 20.0  # of waiting for a condition: far above what any takes
 
-ENGINE = EngineConfig(beam_size=2, batch_tokens=32)  # a window of 768 characters
+ENGINE = EngineConfig(beam_size=2, batch_tokens=32)  # a window of 2304 characters
 
 
 class Rig:
@@ -325,8 +326,8 @@ def test_a_command_that_cannot_be_run_is_no_exception(tmp_path: Path) -> None:
 
 def test_urgent_goes_first_and_on_top_of_a_full_window(make: Make) -> None:
     rig = make("--batch", "1").ready(1)
-    rig.submit(*(job(f"bulk{number}", "sleep:0.01", chars=200) for number in range(12)))
-    assert (rig.pool.in_flight, rig.pool.queued) == (4, 8)  # 768 characters, and the job that crosses them
+    rig.submit(*(job(f"bulk{number}", "sleep:0.01", chars=600) for number in range(12)))
+    assert (rig.pool.in_flight, rig.pool.queued) == (4, 8)  # 2304 characters, and the job that crosses them
     rig.submit(job("urgent", urgent=True, chars=200))
     assert (rig.pool.in_flight, rig.pool.queued) == (5, 8)
     order = [one.key for one in rig.ended(13)]
@@ -358,8 +359,19 @@ def test_the_last_of_a_backlog_are_handed_out_in_smaller_portions(make: Make) ->
     rig.pool.cancel([b"none"])  # a turn in which nothing changes hands out nothing more
     assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.FAIR_PART] * 2
     rig = make(workers=2).ready(2)
-    rig.submit(*jobs(full, "sleep:0.01", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.LAST_WINDOWS] * 2
+    rig.submit(*jobs(full // 5, "sleep:0.01", chars=1))
+    last = math.ceil(full * pool_module.LAST_BATCHES / pool_module.WINDOW_BATCHES)
+    assert [child.in_flight for child in rig.pool.children()] == [last] * 2
+
+
+def test_a_share_is_kept_for_a_child_that_may_yet_be_started(make: Make) -> None:
+    rig = make(most=4).ready(1)
+    full = pool_module.WINDOW_JOBS
+    rig.submit(*jobs(4 * full, "hang", chars=1))
+    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.FAIR_PART]
+    rig = make(most=1).ready(1)
+    rig.submit(*jobs(full, "hang", chars=1))
+    assert [child.in_flight for child in rig.pool.children()] == [full], "there is nobody to share with"
 
 
 def test_cancel_queued_and_in_hand(make: Make) -> None:
