@@ -55,7 +55,8 @@ RESEND_S: Final = 2.0
 PREFETCH_S: Final = 1.0  # work in hand: children never wait for the network, idle nodes are not starved for long
 MIN_CREDIT: Final = 368  # jobs for each worker there may be; bulk's part is more than a window, or the pool never grows
 GATHER_S: Final = 0.2  # a busy node gathers bulk outcomes this long: each message wakes the broker, and it a disk
-GATHER_JOBS: Final = 256  # ... or until there are so many; and it is busy when it works on more than that
+GATHER_JOBS: Final = 256  # ... or until there are so many; and it is busy when it works on more than that, ...
+BUSY_S: Final = 0.5  # ... or on what takes it longer than this
 HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here
 FATAL: Final = frozenset({"name_taken", "wrong_version"})  # errors that trying again cannot mend
 
@@ -402,8 +403,11 @@ class Session:
     def _gathers(self, now: float) -> bool:
         """Whether to wait for more: only bulk outcomes of a busy node wait, so nobody notices."""
         working = len(self._held) - len(self._outcomes)
+        jobs_per_s = 0.0 if self._health is None else self._health.jobs_per_s
+        busy = working > GATHER_JOBS or working > BUSY_S * jobs_per_s > 0
         if (
-            working > GATHER_JOBS > len(self._unsent)
+            busy
+            and len(self._unsent) < GATHER_JOBS
             and self._drain_by is None
             and self._urgent.isdisjoint(self._unsent)
         ):
