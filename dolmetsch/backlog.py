@@ -31,7 +31,7 @@ class Job:
     alone: bool
     texts: list[str]  # each is replaced by its translation; alternatives follow
     left: int  # texts not translated yet
-    waiting: set[Sentence] = field(default_factory=set)
+    waiting: dict[Sentence, None] = field(default_factory=dict)  # in the order in which they came
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -79,7 +79,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self._groups: dict[object, dict[int, dict[Sentence, None]]] = {}  # group -> tokens -> sentences
-        self._ages: dict[bool, list[tuple[int, int, Sentence]]] = {True: [], False: []}  # urgent -> heap
+        self._ages: dict[bool, list[tuple[int, int, Job]]] = {True: [], False: []}  # urgent -> heap
         self._numbers = itertools.count()
         self._turn = 0
         self._size = 0
@@ -91,8 +91,9 @@ class Backlog:
         job = sentence.job
         group = self._groups.setdefault(_group(sentence), {})
         group.setdefault(len(sentence.tokens), {})[sentence] = None
-        heapq.heappush(self._ages[job.urgent], (job.age, next(self._numbers), sentence))
-        job.waiting.add(sentence)
+        if not job.waiting:
+            heapq.heappush(self._ages[job.urgent], (job.age, next(self._numbers), job))
+        job.waiting[sentence] = None
         self._size += 1
 
     def remove(self, sentence: Sentence) -> None:
@@ -100,7 +101,7 @@ class Backlog:
         self._remove(_group(sentence), sentence)
 
     def _remove(self, key: object, sentence: Sentence) -> None:
-        """Take it out of the group ``key``. Its entry by age stays until that is the oldest."""
+        """Take it out of the group ``key``. Its job's entry by age stays until that is the oldest."""
         group = self._groups[key]
         tokens = len(sentence.tokens)
         del group[tokens][sentence]
@@ -108,7 +109,7 @@ class Backlog:
             del group[tokens]
         if not group:
             del self._groups[key]
-        sentence.job.waiting.discard(sentence)
+        del sentence.job.waiting[sentence]
         self._size -= 1
 
     def take(self, batch_tokens: int, *, beside: bool = False) -> list[Sentence]:
@@ -143,9 +144,9 @@ class Backlog:
 
     def _oldest(self, urgent: bool) -> Sentence | None:
         ages = self._ages[urgent]
-        while ages and ages[0][2] not in ages[0][2].job.waiting:
+        while ages and not ages[0][2].waiting:
             heapq.heappop(ages)
-        return ages[0][2] if ages else None
+        return next(iter(ages[0][2].waiting)) if ages else None
 
 
 def _group(sentence: Sentence) -> tuple[object, ...]:
