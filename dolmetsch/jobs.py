@@ -103,6 +103,9 @@ class Job(Struct, kw_only=True, eq=False, gc=False):
         self.chars = sum(map(len, self.texts))
         self.size = self.measure()
 
+    def __repr__(self) -> str:
+        return f"<job {self.id.hex()}>"  # no text of it gets into an error by chance
+
     def move(self, state: State, now: float, what: str) -> None:
         """Change the state along ``TRANSITIONS`` and write it in the story.
 

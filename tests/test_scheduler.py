@@ -708,12 +708,13 @@ def test_a_gateway_that_stays_is_told_when_the_routes_are_others(cluster: Cluste
     assert (hello.edition, hello.routes) == (last.edition, ())
 
 
-def test_a_move_that_the_table_does_not_have_tells_the_story() -> None:
+def test_a_move_that_the_table_does_not_have_tells_the_story_and_no_text() -> None:
     job = Job(
-        seq=1, id=key(1), gateway="g", tenant="t", lane=0, route="de→en", texts=("x",), reply_to=b"",
+        seq=1, id=key(1), gateway="g", tenant="t", lane=0, route="de→en", texts=("geheim",), reply_to=b"",
         deadline=60.0, queued_at=0.0,
     )  # fmt: skip
     job.move(State.LEASED, 1.0, "leased to pi")
+    assert "geheim" not in f"{job} {job!r}", "an error that names a job quotes none of its text"
     with pytest.raises(LocalError, match="leased to pi"):
         job.move(State.LEASED, 2.0, "again")
     for number in range(100):
