@@ -14,7 +14,7 @@ NO_TEMPERATURE_C: Final = -300.0  # of a board without a sensor
 
 
 class Entry(Struct, frozen=True, array_like=True, gc=False):
-    """One of many in a message or the ledger: an array, without names. A named tuple takes five times as long to make."""
+    """One of many in a message: an array, without names. A named tuple takes five times as long to make."""
 
 
 class Route(Entry, frozen=True):
