@@ -56,7 +56,7 @@ PREFETCH_S: Final = 1.0  # work in hand: children never wait for the network, id
 MIN_CREDIT: Final = 368  # jobs for each worker there may be; bulk's part is more than a window, or the pool never grows
 GATHER_S: Final = 0.2  # a busy node gathers bulk outcomes this long: each message wakes the broker, and it a disk
 GATHER_JOBS: Final = 256  # ... or until there are so many; and it is busy when it works on more than that, ...
-BUSY_S: Final = 0.5  # ... or on what takes it longer than this
+BUSY_S: Final = 1.0  # ... or on what takes it longer than this: who waits so long waits a fifth longer at most
 HOT_C: Final = 80.0  # a Raspberry Pi begins to throttle here
 FATAL: Final = frozenset({"name_taken", "wrong_version"})  # errors that trying again cannot mend
 

@@ -127,12 +127,12 @@ def test_a_busy_node_gathers_bulk_outcomes_for_a_moment_but_never_interactive_on
 
 def test_few_jobs_make_a_node_busy_when_they_take_it_long(node: Node) -> None:
     node.handle(se.Beat(health(jobs_per_s=10.0)))
-    node.hear(m.Lease(jobs=tuple(replace(lease(n), lane=m.BULK) for n in range(8))))
+    node.hear(m.Lease(jobs=tuple(replace(lease(n), lane=m.BULK) for n in range(13))))
     assert of(node.finish(0), m.Done) == []
     (done,) = of(node.tick(se.GATHER_S), m.Done)
     assert len(done.jobs) == 1
     assert of(node.finish(1), m.Done) == []
-    (done,) = of(node.finish(2), m.Done)  # half a second of work is left
+    (done,) = of(node.finish(2), m.Done)  # a second of work is left
     assert len(done.jobs) == 2
 
 
