@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from dolmetsch.decoder import Tokens
 from dolmetsch.packages import Package
@@ -21,8 +22,14 @@ from dolmetsch.segment import Document
 OLDEST_EVERY: Final = 4  # each fourth batch starts at the oldest sentence of all: urgent ones starve nobody
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Job:
+class _Record(Struct):
+    """Shows no fields."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class Job(_Record, eq=False, gc=False):
     key: bytes
     age: int  # 0 is the oldest
     model: str
@@ -34,8 +41,7 @@ class Job:
     waiting: dict[Sentence, None] = field(default_factory=dict)  # in the order in which they came
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Text:
+class Text(_Record, eq=False, gc=False):
     """A text in one pass, or the pieces of a segment that lost a span: ``parent`` then takes their result."""
 
     job: Job
@@ -48,8 +54,7 @@ class Text:
     rank: int = 0  # which translation is wanted: 0 the best, 1 the second-best
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Part:
+class Part(_Record, eq=False, gc=False):
     """A segment of a text, and what the model made of its chunks."""
 
     text: Text
@@ -62,8 +67,7 @@ class Part:
         return [token for output in self.outputs for token in output]
 
 
-@dataclass(slots=True, eq=False, repr=False)  # not frozen: that takes three times as long to make
-class Sentence:
+class Sentence(_Record, eq=False, gc=False):
     """What waits and is translated: a segment, or a chunk of one, as tokens. It does not change."""
 
     job: Job

@@ -9,12 +9,12 @@ core before. What CTranslate2 says of a batch may quote it, so no error here rep
 
 from __future__ import annotations
 
-import itertools
 import logging
+import operator
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -65,8 +65,11 @@ def loop_tokens(tokens: Sequence[str]) -> int:
     """
     longest = 0
     for period in range(1, min(LOOP_PERIOD, len(tokens) // LOOP_COPIES) + 1):
+        later = tokens[period:]
+        if sum(map(operator.eq, later, tokens)) < period * (LOOP_COPIES - 1):
+            continue  # most, quickly
         equal = 0
-        for token, earlier in zip(itertools.islice(tokens, period, None), tokens, strict=False):
+        for token, earlier in zip(later, tokens, strict=False):
             equal = equal + 1 if token == earlier else 0
             if equal >= period * (LOOP_COPIES - 1):
                 longest = max(longest, equal + period)
@@ -83,7 +86,7 @@ def degenerate(source: Sequence[str], output: Sequence[str]) -> str:
         return "the model returned nothing"
     if len(output) >= max_target_tokens(len(source)):
         return f"the model did not come to an end within {len(output)} tokens for {len(source)}"
-    if len(output) - len(set(output)) < LOOP_TOKENS // 2:
+    if len(output) - len(set(output)) < LOOP_TOKENS - LOOP_TOKENS // LOOP_COPIES:
         return ""  # two thirds of a loop are tokens that were there before: this is most sentences, quickly
     loop = loop_tokens(output)
     if loop >= LOOP_TOKENS and loop > 2 * loop_tokens(source):
@@ -115,7 +118,7 @@ class Decoder:
     def encode(self, package: Package, sources: Sequence[str]) -> list[list[Tokens]]:
         """Each of ``sources`` as chunks of at most MAX_SOURCE_TOKENS; no chunk when there is nothing to translate."""
         tokenizer = self._tokenizers.get(package)
-        return [list(_chunks(tokens, tokenizer)) for tokens in tokenizer.encode(sources)]
+        return [_chunks(tokens, tokenizer) for tokens in tokenizer.encode(sources)]
 
     def decode(self, package: Package, rows: Sequence[Sequence[str]]) -> list[str]:
         return [sentence.strip() for sentence in self._tokenizers.get(package).decode(rows)]
@@ -181,7 +184,7 @@ def _run(
     prefix = [target_prefix] if target_prefix else []
     try:
         results = translator.translate_batch(
-            [list(row) for row in rows],
+            rows,
             target_prefix=[prefix] * len(rows) if prefix else None,
             max_input_length=0,
             max_decoding_length=max_target_tokens(max(map(len, rows))) + len(prefix),
@@ -194,7 +197,9 @@ def _run(
         # Not its message, which may quote the tokens.
         return [EngineError("engine_error", f"CTranslate2: {type(error).__name__} for {len(rows[0])} tokens")]
     hypotheses: list[list[str]] = [result.hypotheses[-1] for result in results]  # the last that was asked for
-    return [tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else tokens for tokens in hypotheses]
+    if prefix:
+        return [tokens[1:] if tokens[:1] == prefix else tokens for tokens in hypotheses]
+    return [*hypotheses]
 
 
 def _patiently(opener: Callable[[], T]) -> T:
@@ -227,12 +232,14 @@ class _Shelf(Generic[T]):
             return self._kept[package.path]
 
 
-def _chunks(tokens: Sequence[str], tokenizer: Tokenizer) -> Iterator[Tokens]:
+def _chunks(tokens: Sequence[str], tokenizer: Tokenizer) -> list[Tokens]:
     """``tokens`` in chunks of at most MAX_SOURCE_TOKENS, cut where a word begins if there is one in the second half."""
+    chunks = []
     while len(tokens) > MAX_SOURCE_TOKENS:
         ends = range(MAX_SOURCE_TOKENS, MAX_SOURCE_TOKENS // 2, -1)
         end = next((end for end in ends if tokenizer.starts_word(tokens, end)), MAX_SOURCE_TOKENS)
-        yield tuple(tokens[:end])
+        chunks.append(tuple(tokens[:end]))
         tokens = tokens[end:]
     if tokens:
-        yield tuple(tokens)
+        chunks.append(tuple(tokens))
+    return chunks

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
+
+from msgspec import structs
 
 from dolmetsch.backlog import Backlog, Job, Part, Sentence, Text
 from dolmetsch.config import EngineConfig
@@ -162,11 +163,7 @@ class ArgosEngine:
         ranked = [*texts] * (1 + alternatives)
         job = Job(key, next(self._ages), self.routes[route], passes, urgent, alone, ranked, len(ranked))
         self._jobs[key] = job
-        with self._answering(job):
-            for index, text in enumerate([*ranked]):
-                self._begin_pass(job, index, 0, text, index // len(texts))
-            if not texts:
-                self._finish(job)
+        self._guarded(job, self._begin, job, len(texts))
 
     def drop(self, key: bytes) -> None:
         self._finished = [outcome for outcome in self._finished if outcome.key != key]
@@ -199,6 +196,12 @@ class ArgosEngine:
         finished, self._finished = self._finished, []
         return [*batch.outcomes, *finished]
 
+    def _begin(self, job: Job, texts: int) -> None:
+        for index, text in enumerate([*job.texts]):
+            self._begin_pass(job, index, 0, text, index // texts)
+        if not texts:
+            self._finish(job)
+
     def _begin_pass(self, job: Job, index: int, stage: int, text: str, rank: int) -> None:
         self._open(job, index, stage, parse(text, job.passes[stage].from_code), None, rank)
 
@@ -230,14 +233,13 @@ class ArgosEngine:
                 continue  # another sentence of it failed just now
             elif output.code == DEGENERATE and not sentence.again:
                 # In a batch of its own, so that no other job waits for it, and the parent sees progress.
-                self._backlog.add(replace(sentence, again=True))
+                self._backlog.add(structs.replace(sentence, again=True))
             else:
                 self._fail(sentence.job, output.code, output.detail)
         translations = self._decoder.decode(package, [part.tokens for part in parts])
         for part, translation in zip(parts, translations, strict=True):
             if self._has(part.text.job):
-                with self._answering(part.text.job):
-                    self._restore(part.text, part.index, translation)
+                self._guarded(part.text.job, self._restore, part.text, part.index, translation)
 
     def _restore(self, text: Text, index: int, translation: str) -> None:
         segment = text.document.segments[index]
@@ -285,11 +287,10 @@ class ArgosEngine:
         for sentence in list(job.waiting):
             self._backlog.remove(sentence)
 
-    @contextmanager
-    def _answering(self, job: Job) -> Iterator[None]:
-        """Let an error inside cost this job only."""
+    def _guarded(self, job: Job, step: Callable[..., None], *arguments: object) -> None:
+        """Call ``step``; let an error inside cost this job only."""
         try:
-            yield
+            step(*arguments)
         except PackageError as error:
             self._fail(job, "engine_error", str(error))
         except Exception as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import regex
+from msgspec import Struct
 
 from dolmetsch.errors import LocalError
 from dolmetsch.sentences import sentence_ends
@@ -66,8 +67,7 @@ _GERMAN_NAMES: Final = {"maria": "mary", "tokio": "tokyo"}
 _NAME: Final = regex.compile(rf"(?i)(?<!\p{{L}})(?:{'|'.join([*STAND_INS, *_GERMAN_NAMES])})")
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True, gc=False):
     """One sentence as it goes to the model: ``source`` has a letter, at most MAX_SEGMENT_CHARS in all."""
 
     source: str
@@ -111,8 +111,7 @@ class Segment:
         return builder.document()
 
 
-@dataclass(frozen=True, slots=True)
-class Emphasis:
+class Emphasis(Struct, frozen=True, gc=False):
     """A sentence with one marker pair inside: segment ``whole`` without the markers, and what they enclose.
 
     ``inner`` is a segment's number, or the enclosed text itself when it has no letter.
@@ -130,8 +129,7 @@ class Emphasis:
         return f"{whole[:start]}{self.opening}{whole[start:end]}{self.closing}{whole[end:]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True, gc=False):
     """A text as literals (str), segments (their numbers) and emphasised sentences, in order."""
 
     segments: tuple[Segment, ...]
@@ -146,6 +144,8 @@ class Document:
         if len(translations) != len(self.segments):
             raise LocalError(f"{len(self.segments)} segments, but {len(translations)} translations")
         lines = [_one_line(translation) for translation in translations]
+        if self.parts == _WHOLE:
+            return lines[0]
         out: list[str] = []
         for part in self.parts:
             if isinstance(part, str):
@@ -158,10 +158,13 @@ class Document:
         return "".join(out)
 
 
+_WHOLE: Final[tuple[str | int | Emphasis, ...]] = (0,)
+
+
 def parse(text: str, language: str) -> Document:
     """Split ``text`` (no lone surrogates) of ``language`` (ISO 639-1: "de") into a document; linear time."""
     if len(text) <= _MAX_RAW_CHARS and _PLAIN.fullmatch(text) and not any(laugh in text for laugh in _LAUGHS):
-        return Document((Segment(text),), (0,))
+        return Document((Segment(text),), _WHOLE)
     return _parse(text, language)
 
 
@@ -375,4 +378,7 @@ def _only(inner: str, whole: str) -> tuple[int, int] | None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(part for line in text.splitlines() if (part := line.strip()))
+    lines = text.splitlines()
+    if len(lines) == 1:
+        return lines[0].strip()
+    return " ".join([part for line in lines if (part := line.strip())])

@@ -59,7 +59,8 @@ class SentencePieceTokenizer:
         return [self._processor.encode(sentence, out_type=str) for sentence in sentences]
 
     def decode(self, rows: Sequence[Sequence[str]]) -> list[str]:
-        return [self._processor.decode(list(row)) for row in rows]
+        sentences: list[str] = self._processor.decode([*map(list, rows)], num_threads=1) if rows else []
+        return sentences
 
     def starts_word(self, tokens: Sequence[str], at: int) -> bool:
         return tokens[at].startswith(WORD_START)
