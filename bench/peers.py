@@ -7,7 +7,8 @@
 Each peer is installed into an environment of its own, from bench/peers/requirements-*.txt, in the cache folder, once.
 Redis is Debian's (apt install redis-server), started here on a free port with its append-only file on. All of them run
 at the same time and take turns: a round is a job for each text, submitted as fast as the peer's own client does it,
-until every result is back at the caller. What a peer needs and is not here is said in its row.
+until every result is back at the caller. Between rounds they are left to clear up what they go on with once the results
+are there (ipyparallel: a second's work). What a peer needs and is not here is said in its row.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import psutil
+
 from bench.cluster import Cluster, free_port
 from bench.load import Load
 from bench.report import finish
@@ -48,6 +51,8 @@ TEXT: Final = "Guten Morgen, wie geht es dir heute? Das ist ein Satz Nummer {}."
 START_S: Final = 90.0
 ROUND_S: Final = 300.0
 END_S: Final = 15.0
+QUIET_PERCENT: Final = 15.0  # of all cores: what they take while they wait for work ...
+QUIET_S: Final = 30.0  # ... at the latest so long after a round
 TARGET: Final = 10.0  # times as fast as the fastest peer
 SETTINGS: Final = {
     "celery": "2 processes, acks_late, prefetch x 128, no events, groups of 1000",
@@ -260,6 +265,13 @@ PEERS: Final[dict[str, Callable[[Path], contextlib.AbstractContextManager[Peer]]
 }
 
 
+def settle() -> None:
+    """Wait until nobody here works any more, but not for longer than QUIET_S."""
+    until = time.monotonic() + QUIET_S
+    while psutil.cpu_percent(interval=1.0) > QUIET_PERCENT and time.monotonic() < until:
+        pass
+
+
 def compare(count: int, rounds: int) -> dict[str, Row]:
     """All peers, in turn, ``rounds`` times, after one round to warm up."""
     rows = {name: Row() for name in PEERS}
@@ -273,6 +285,7 @@ def compare(count: int, rounds: int) -> dict[str, Row]:
                 rows[name].missing = str(error)
         for number in range(rounds + 1):
             for name, peer in list(peers.items()):
+                settle()
                 try:
                     seconds = peer.round(number, count if number else 500)
                 except PeerMissing as error:
