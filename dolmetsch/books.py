@@ -284,7 +284,7 @@ class Books:
         self._weigh(job)
         self._keep_until(job, now)
         self.roster.gateways[job.gateway].ready[job.id] = job
-        self.effects.append(Persist(Op.FINISH, (state.value, outcome, job.seq)))
+        self.effects.append(Persist(Op.FINISH, (state, outcome, job.seq)))
 
     def settle(self, job: Job, now: float, what: str) -> None:
         """-> SETTLED: forget everything but the id."""

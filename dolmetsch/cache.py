@@ -26,12 +26,12 @@ class ResultCache:
         """Remember the result of each text."""
         if not self._max_bytes:
             return
+        kept = self._results
         for text, result in zip(texts, results, strict=True):
             key = hash((route, model, text))
-            old = self._results.pop(key, None)
-            if old is not None:
-                self.bytes -= _size(old)
-            self._results[key] = result
+            if key in kept:
+                self.bytes -= _size(kept.pop(key))
+            kept[key] = result
             self.bytes += _size(result)
         while self.bytes > self._max_bytes:
             self.bytes -= _size(self._results.popitem(last=False)[1])

@@ -236,13 +236,13 @@ class Scheduler:
             job = self.books.jobs.get(spec.job_id)
             if job is not None:
                 self.books.own(gateway, job)
-                accepted.append(JobState(job.id, job.state.value))
+                accepted.append(JobState(job.id, job.state))
             elif spec.job_id in self.books.settled:
-                accepted.append(JobState(spec.job_id, State.SETTLED.value))
+                accepted.append(JobState(spec.job_id, State.SETTLED))
             elif (refusal := self._refusal(spec)) is not None:
                 refused.append(refusal)
             else:
-                accepted.append(JobState(spec.job_id, self._admit(gateway, spec, now).state.value))
+                accepted.append(JobState(spec.job_id, self._admit(gateway, spec, now).state))
         if accepted and gateway.peer is not None:
             self.books.send(gateway.peer, Accepted(jobs=tuple(accepted)))
         if refused and gateway.peer is not None:
@@ -296,7 +296,7 @@ class Scheduler:
             job = self.books.jobs.get(job_id)
             if job is not None and job.gateway == gateway.name:
                 self.books.settle(job, now, "cancelled")
-            settled.append(JobState(job_id, State.SETTLED.value))
+            settled.append(JobState(job_id, State.SETTLED))
         if settled and gateway.peer is not None:
             self.books.send(gateway.peer, Accepted(jobs=tuple(settled)))
 
