@@ -302,7 +302,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a minute, once the peers are installed")
     arguments = parser.parse_args()
-    count, rounds = (3000, 3) if arguments.quick else (10_000, 3)
+    count, rounds = (3000, 3) if arguments.quick else (10_000, 5)
     rows = compare(count, rounds)
     own, other = rows["dolmetsch"].jobs_per_s, fastest(rows, "dolmetsch")
     table = [("who", "jobs/s", "rounds", "settings")]
