@@ -1,9 +1,12 @@
 """A node's pinned child processes: spawn, feed, watch, restart, grow and shrink.
 
 It lives inside the node's one polling loop, so nothing in it waits (``close`` alone does, with a bound): the
-loop polls ``fds()``, calls ``on_readable`` and ``on_writable``, and ``tick`` about ten times a second. Rules:
+loop polls ``fds()``, calls ``on_readable`` and ``on_writable``, and ``tick`` about ten times a second while there is
+work. Rules:
 
 - Whatever was submitted comes out once: as an outcome, or not at all when it was cancelled.
+- While every child has bulk work in hand for a while, what they say is read ten times a second: to wake for each
+  batch would take the core from them each time.
 - A child is handed a small window of work, so that work spreads evenly and nothing urgent waits behind much.
 - A child that dies or is stuck takes only the batch it had begun with it; the rest goes back to the queue's
   front, and to the broker when no child will be there soon.
@@ -51,6 +54,7 @@ WINDOW_JOBS: Final = 256  # as many batches of short messages; enough for an eng
 FAIR_PART: Final = 0.75  # of its share of all the work a child gets at once, so that children end together ...
 LAST_BATCHES: Final = 2  # ... but not less than these
 URGENT_WINDOWS: Final = 1.5  # an urgent job may go on top of a full window: it waits for one batch, not for the window
+OCCUPIED_S: Final = 0.3  # of work in every child's hands: three ticks, so that none is without before it is looked at
 START_LIMIT_S: Final = 60.0  # reading a model from a slow SD card takes seconds; a minute is stuck
 START_TRIES: Final = 5  # deaths before the first child was ever ready: it is the installation, not chance
 AWAY_S: Final = 1.0  # no child for longer than this: others may do the work meanwhile
@@ -152,8 +156,20 @@ class Pool:
         """Jobs a second, likewise."""
         return self._rate.jobs_per_s * max(1, self.ready)
 
+    @property
+    def occupied(self) -> bool:
+        """Whether every child has work for longer than OCCUPIED_S, and none of it is urgent."""
+        chars = OCCUPIED_S * self._rate.chars_per_s
+        ready = [slot.ready for slot in self._slots]
+        return chars > 0 and not self._urgent and all(child is not None and not child.urgent and child.hand_chars > chars for child in ready)
+
     def fds(self) -> Mapping[int, bool]:
-        """Return the descriptors to poll for reading, and whether each is to be polled for writing too."""
+        """Return the descriptors to poll for reading, and whether each is to be polled for writing too.
+
+        None while the children are ``occupied``: then only ``tick`` reads and writes.
+        """
+        if self.occupied:
+            return {}
         return {
             slot.child.fd: bool(slot.child.out)
             for slot in self._slots
@@ -320,10 +336,9 @@ class Pool:
     def _watch(self, slot: Slot, child: Child, now: float, outcomes: list[PoolOutcome]) -> None:
         """Find out whether ``child`` has died or is stuck; what it said before that still counts."""
         exited = child.exited()
-        if not exited and child.eof_at is None and not self._overdue(child, now):
-            return
         if child.eof_at is None:
-            self._receive(slot, child, now, outcomes, MAX_READS)
+            child.flush()
+            self._receive(slot, child, now, outcomes, MAX_READS if exited or self._overdue(child, now) else 1)
         if slot.child is not child:
             return  # it was lost while reading
         if child.eof_at is not None:

@@ -374,6 +374,24 @@ def test_a_share_is_kept_for_a_child_that_may_yet_be_started(make: Make) -> None
     assert [child.in_flight for child in rig.pool.children()] == [full], "there is nobody to share with"
 
 
+def test_occupied_children_are_looked_at_by_ticks_alone(make: Make) -> None:
+    rig = make(workers=2).ready(2)
+    rig.submit(*jobs(40, "sleep:0.01", chars=20))
+    assert rig.pool.fds() and not rig.pool.occupied  # how long that takes them is not known
+    rig.ended(40)
+    assert rig.pool.fds() and not rig.pool.occupied  # nothing to do
+    rig.submit(*jobs(400, "sleep:0.010", chars=20))
+    assert rig.pool.occupied and not rig.pool.fds()
+    rig.ended(60)
+    rig.submit(job("now", urgent=True))
+    assert rig.pool.fds() and not rig.pool.occupied  # somebody waits for what they say
+    rig.until(lambda: any(one.key == b"now" for one in rig.outcomes))
+    assert rig.pool.occupied  # again: most of the others are still to be done
+    rig.until(lambda: not rig.pool.occupied)
+    assert rig.pool.in_flight  # read at once near the end, so that no child waits for work
+    assert len({one.key for one in rig.ended(441)}) == 441
+
+
 def test_cancel_queued_and_in_hand(make: Make) -> None:
     rig = make("--batch", "1").ready(1)
     rig.submit(*(job(f"{number}", "sleep:0.05", chars=100) for number in range(8)))
