@@ -7,7 +7,8 @@ The limit is CTranslate2 by itself in one process: the same cores, package, shor
 type, one thread a core, all sentences tokenised and sorted by length beforehand. The cluster does everything: gateway,
 broker with its ledger on disk, node, one pinned child a core, segments, tokens, results. Its result cache is off. It
 gets the sentences as gateway_cli.py sends the lines of a file, some to a job, and also each as a job of its own; the
-limit runs before and after each, and the ratio is to the mean of these two: machines change their speed.
+limit runs before and after each, and the ratio is to the mean of these two: machines change their speed. After every
+third round all are started anew: where in memory a process happens to lie makes it up to a twentieth faster or slower.
 With fewer --cores than there are, gateway and broker keep to the others, as where nodes are other computers.
 """
 
@@ -23,11 +24,13 @@ from dolmetsch.bootstrap import in_venv
 in_venv()
 
 import argparse
+import contextlib
 import os
 import statistics
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Final, NamedTuple
 
 import psutil
 
@@ -36,9 +39,12 @@ from bench.load import Load
 from bench.report import finish
 from dolmetsch.config import EngineConfig
 from dolmetsch.messages import JobSpec
-from dolmetsch.packages import EMBEDDED, find_packages
+from dolmetsch.packages import EMBEDDED, Package, find_packages
 
-SENTENCES = HOUSE / "bench" / "sentences.de.txt"
+LIVES: Final = 5  # 1 if it is to be quick
+ROUNDS: Final = 3  # in each
+
+SENTENCES: Final = HOUSE / "bench" / "sentences.de.txt"
 
 
 def sentences() -> list[str]:
@@ -50,16 +56,14 @@ def sentences() -> list[str]:
 class Limit:
     """CTranslate2 alone, with ideal batching."""
 
-    def __init__(self, texts: list[str], cores: list[int], config: EngineConfig) -> None:
+    def __init__(self, texts: list[str], cores: list[int], config: EngineConfig, package: Package) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         mine = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores)
         import ctranslate2
         import sentencepiece
 
-        (package,) = (one for one in find_packages([EMBEDDED]) if one.route == "de→en")
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(package.tokenizer_path))
-        self.package = package.model_version
         self._tokens = sorted(tokenizer.encode(texts, out_type=str), key=len, reverse=True)
         self._config = config
         self._translator = ctranslate2.Translator(
@@ -104,6 +108,48 @@ def round_trip(load: Load, specs: Iterator[JobSpec], count: int) -> float:
     return seconds
 
 
+class Life(NamedTuple):
+    """Some rounds with the same processes: sentences a second."""
+
+    limits: list[float]  # one more than both others together
+    rates: list[float]  # as lines of a file
+    singles: list[float]  # a job each
+    rss_mib: float
+
+    @property
+    def ratios(self) -> tuple[list[float], list[float]]:
+        """Of the rates and of the singles, to the limit around each."""
+        around = [(before + after) / 2 for before, after in pairwise(self.limits)]
+        halves = (self.rates, around[::2]), (self.singles, around[1::2])
+        first, second = ([own / alone for own, alone in zip(*half, strict=True)] for half in halves)
+        return first, second
+
+
+def live(texts: list[str], cores: list[int], limit: Limit) -> Life:
+    """Start a cluster, and let it and ``limit`` take turns."""
+    mine = os.sched_getaffinity(0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, mine)
+        cluster = stack.enter_context(Cluster())
+        cluster.environment["DOLMETSCH_SCHEDULER_CACHE_BYTES"] = "0"
+        places = ",".join(map(str, cores))
+        workers = ("--min-workers", str(len(cores)), "--max-workers", str(len(cores)))
+        node = cluster.node("node", "--cores", places, *workers, "--packages", str(EMBEDDED))
+        leave(cores)
+        cluster.broker()
+        cluster.wait_ready(1, len(cores))
+        load = stack.enter_context(Load(cluster.address))
+        load.run(load.jobs(texts))
+        limit.run()
+        limits, rates, singles = [limit.run()], [], []
+        for _ in range(ROUNDS):
+            rates.append(len(texts) / round_trip(load, load.packs(texts), len(texts)))
+            limits.append(limit.run())
+            singles.append(len(texts) / round_trip(load, load.jobs(texts), len(texts)))
+            limits.append(limit.run())
+        return Life(limits, rates, singles, child_rss_mib(node.pid))
+
+
 def main() -> None:
     """Run it and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,33 +159,13 @@ def main() -> None:
     cores = [int(core) for core in arguments.cores.split(",")]
     texts = sentences()
     config = EngineConfig()
-    limits: list[float] = []
-    rates: list[float] = []
-    singles: list[float] = []
-    with Cluster() as cluster:
-        cluster.environment["DOLMETSCH_SCHEDULER_CACHE_BYTES"] = "0"
-        count = str(len(cores))
-        packages = ("--packages", str(EMBEDDED))
-        node = cluster.node(
-            "node", "--cores", arguments.cores, "--min-workers", count, "--max-workers", count, *packages
-        )
-        leave(cores)
-        cluster.broker()
-        cluster.wait_ready(1, len(cores))
-        limit = Limit(texts, cores, config)
-        with Load(cluster.address) as load:
-            limit.run()
-            load.run(load.jobs(texts))
-            limits.append(limit.run())
-            for _ in range(3 if arguments.quick else 9):
-                rates.append(len(texts) / round_trip(load, load.packs(texts), len(texts)))
-                limits.append(limit.run())
-                singles.append(len(texts) / round_trip(load, load.jobs(texts), len(texts)))
-                limits.append(limit.run())
-        rss_mib = child_rss_mib(node.pid)
-    around = [(before + after) / 2 for before, after in pairwise(limits)]
-    ratios = [rate / alone for rate, alone in zip(rates, around[::2], strict=True)]
-    single_ratios = [rate / alone for rate, alone in zip(singles, around[1::2], strict=True)]
+    (package,) = (one for one in find_packages([EMBEDDED]) if one.route == "de→en")
+    lives = [live(texts, cores, Limit(texts, cores, config, package)) for _ in range(1 if arguments.quick else LIVES)]
+    limits = [one for life in lives for one in life.limits]
+    rates = [one for life in lives for one in life.rates]
+    singles = [one for life in lives for one in life.singles]
+    ratios, single_ratios = ([one for life in lives for one in life.ratios[part]] for part in range(2))
+    rss_mib = max(life.rss_mib for life in lives)
     ratio = statistics.median(ratios)
     single = statistics.median(single_ratios)
     settings = (
@@ -157,10 +183,11 @@ def main() -> None:
     figures = {
         "translations_per_s": round(statistics.median(rates), 1), "ratio_to_limit": round(ratio, 3),
         "single_ratio_to_limit": round(single, 3),
-        "limit_per_s": round(statistics.median(limits), 1), "child_rss_mib": round(rss_mib), "package": limit.package,
+        "limit_per_s": round(statistics.median(limits), 1), "child_rss_mib": round(rss_mib),
+        "package": package.model_version,
         "quick": arguments.quick,
     }  # fmt: skip
-    finish(f"throughput: {len(texts)} sentences, {settings}, package {limit.package}", rows, figures)
+    finish(f"throughput: {len(texts)} sentences, {settings}, package {package.model_version}", rows, figures)
 
 
 if __name__ == "__main__":
