@@ -160,8 +160,10 @@ class Pool:
     def occupied(self) -> bool:
         """Whether every child has work for longer than OCCUPIED_S, and none of it is urgent."""
         chars = OCCUPIED_S * self._rate.chars_per_s
-        ready = [slot.ready for slot in self._slots]
-        return chars > 0 and not self._urgent and all(child is not None and not child.urgent and child.hand_chars > chars for child in ready)
+        if self._urgent or not chars:
+            return False
+        children = [slot.ready for slot in self._slots]
+        return all(child is not None and not child.urgent and child.hand_chars > chars for child in children)
 
     def fds(self) -> Mapping[int, bool]:
         """Return the descriptors to poll for reading, and whether each is to be polled for writing too.

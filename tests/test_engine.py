@@ -13,11 +13,15 @@ from typing import Any
 import ctranslate2
 import pytest
 import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dolmetsch import decoder as decoder_module
 from dolmetsch.config import EngineConfig
 from dolmetsch.decoder import (
+    LOOP_COPIES,
     LOOP_PERIOD,
+    LOOP_TOKENS,
     MAX_SOURCE_TOKENS,
     MAX_TARGET_TOKENS,
     degenerate,
@@ -288,6 +292,21 @@ def test_a_phrase_longer_than_the_period_is_no_loop() -> None:
     phrase = [str(number) for number in range(LOOP_PERIOD + 1)]
     assert loop_tokens(phrase * 4) == 0
     assert loop_tokens(phrase[:-1] * 4) == 4 * LOOP_PERIOD
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=60))
+def test_a_loop_is_found_wherever_it_is(tokens: list[str]) -> None:
+    longest = 0
+    for period in range(1, LOOP_PERIOD + 1):
+        for start in range(len(tokens)):
+            end = start + period
+            while end < len(tokens) and tokens[end] == tokens[end - period]:
+                end += 1
+            if end - start >= LOOP_COPIES * period:
+                longest = max(longest, end - start)
+    assert loop_tokens(tokens) == longest
+    source = [str(number) for number in range(30)]
+    assert ("repeated itself" in degenerate(source, ["▁yes", *tokens])) is (longest >= LOOP_TOKENS)
 
 
 def test_degenerate_says_what_is_wrong() -> None:
