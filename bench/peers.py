@@ -300,7 +300,7 @@ def compare(count: int, rounds: int) -> dict[str, Row]:
 def main() -> None:
     """Run it and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute, once the peers are installed")
+    parser.add_argument("--quick", action="store_true", help="some three minutes, once the peers are installed")
     arguments = parser.parse_args()
     count, rounds = (3000, 3) if arguments.quick else (10_000, 5)
     rows = compare(count, rounds)

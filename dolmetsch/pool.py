@@ -336,7 +336,7 @@ class Pool:
     # ---- watching ----
 
     def _watch(self, slot: Slot, child: Child, now: float, outcomes: list[PoolOutcome]) -> None:
-        """Find out whether ``child`` has died or is stuck; what it said before that still counts."""
+        """Hear ``child``, and find out whether it has died or is stuck; what it said before that still counts."""
         exited = child.exited()
         if child.eof_at is None:
             child.flush()
