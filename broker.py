@@ -149,8 +149,7 @@ class Broker:
 
     def _tidy(self, now: float) -> None:
         try:
-            self._ledger.tidy()
-            self._tidy_at = None
+            self._tidy_at = None if self._ledger.tidy() else now + TIDY_S
         except LedgerError as error:  # nothing is lost by that: the next commit will tell whether the disk still works
             self._log.warning("%s", error)
             self._tidy_at = now + TIDY_MOST_S

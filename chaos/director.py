@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from chaos.plan import CLOCKED, NODES, Trouble
 from chaos.programs import Programs, plain_environment
 from chaos.watch import Watch
 from dolmetsch import config, keys
+from dolmetsch.ledger import SqliteLedger
 from dolmetsch.packages import EMBEDDED
 
 WHERE: Final = f"tcp://{BROKER_ADDRESS}:5570"
@@ -220,11 +221,11 @@ class Director:
             status = programs.end(name)
             if status:
                 self.complaints.append(f"{name} ended with {status} at SIGTERM: {programs.tail(name)}")
-        with contextlib.closing(sqlite3.connect(self._ledger)) as db:
-            rows = db.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall()
+        with contextlib.closing(SqliteLedger(self._ledger)) as ledger:
+            states = Counter(one.state for one in ledger.load(0.0).records)
         dead = len(self.stage.watch.poisons)
-        if rows != ([("dead", dead)] if dead else []):
-            self.complaints.append(f"the ledger should hold {dead} dead letters and nothing else: {rows}")
+        if states != Counter(dead=dead):
+            self.complaints.append(f"the ledger should hold {dead} dead letters and nothing else: {states}")
 
     def _empty(self) -> bool:
         if self.stage.watch.latest is None:

@@ -166,7 +166,7 @@ class Books:
             before.sent.pop(job.id, None)
             gateway.jobs += 1
             job.gateway = gateway.name
-            self.effects.append(Persist(Op.OWN, (gateway.name, job.seq)))
+            self.effects.append(Persist(Op.OWN, (job.seq, gateway.name)))
         if job.outcome is not None:
             job.acked = False
             gateway.sent.pop(job.id, None)
@@ -197,7 +197,7 @@ class Books:
         job.move(State.LEASED, now, f"{what} {node.name}")
         self.leased += 1
         self.adopt(job, node, now)
-        self.effects.append(Persist(Op.LEASE, (job.attempt, node.name, job.seq)))
+        self.effects.append(Persist(Op.LEASE, (job.seq, job.attempt, node.name)))
 
     def adopt(self, job: Job, node: Node, now: float) -> None:
         """``node`` holds the LEASED job from now on."""
@@ -222,7 +222,7 @@ class Books:
         self._release(job)
         job.move(State.QUEUED, now, why)
         self.lanes.push(job, front=True)
-        self.effects.append(Persist(Op.QUEUE, (job.failures, job.deadline, job.seq)))
+        self.effects.append(Persist(Op.QUEUE, (job.seq, job.failures, job.deadline)))
 
     def gave_up(self, job: Job, now: float, code: str, detail: str, *, blame: bool) -> None:
         """A node gave the job back: queue it again, or bury it when it has failed too often."""
@@ -284,7 +284,7 @@ class Books:
         self._weigh(job)
         self._keep_until(job, now)
         self.roster.gateways[job.gateway].ready[job.id] = job
-        self.effects.append(Persist(Op.FINISH, (state, outcome, job.seq)))
+        self.effects.append(Persist(Op.FINISH, (job.seq, state, outcome)))
 
     def settle(self, job: Job, now: float, what: str) -> None:
         """-> SETTLED: forget everything but the id."""
@@ -324,7 +324,7 @@ class Books:
         self.tally.requeued += 1
         self._retime(job, job.deadline)
         self.lanes.push(job)
-        self.effects.append(Persist(Op.QUEUE, (0, job.deadline, job.seq)))
+        self.effects.append(Persist(Op.QUEUE, (job.seq, 0, job.deadline)))
 
     def trim_dead(self, now: float) -> None:
         """Keep the dead letters within their cap; those that a gateway is still to be told of stay."""

@@ -57,6 +57,7 @@ class Record(Struct, frozen=True):
     failures: int
     outcome: Outcome | None
     alternatives: int = 0
+    deadline_s: float = 0.0  # from when the job came, for another boot
 
 
 class Recover(Struct, frozen=True):
@@ -70,13 +71,13 @@ Event = FromPeer | PeerGone | Tick | Drain | Recover | Beat
 
 
 class Op(enum.StrEnum):
-    """What to write in the ledger; the comment gives the row."""
+    """What to write in the ledger; the comment gives the row, which begins with the job's number."""
 
     INSERT = "insert"  # seq, job_id, gateway, tenant, lane, route, texts, reply_to, deadline, now, alternatives
-    LEASE = "lease"  # attempt, node, seq
-    QUEUE = "queue"  # failures, deadline, seq
-    OWN = "own"  # gateway, seq
-    FINISH = "finish"  # state, outcome, seq: "done" drops the texts
+    LEASE = "lease"  # seq, attempt, node
+    QUEUE = "queue"  # seq, failures, deadline
+    OWN = "own"  # seq, gateway
+    FINISH = "finish"  # seq, state, outcome: "done" drops the texts
     REMOVE = "remove"  # seq, job_id: settled
 
     __hash__ = str.__hash__  # an enum's own is a function in Python, and there are four of these for a job

@@ -78,14 +78,14 @@ class Disk:
                 self.ever.add(job_id)
                 self._deadline_s[seq] = deadline - now
                 self.rows[seq] = self.jobs[job_id] = Row(job_id, gateway)
-            case Persist(Op.LEASE, (attempt, _, seq)):
+            case Persist(Op.LEASE, (seq, attempt, _)):
                 self.rows[seq].state, self.rows[seq].attempt = "leased", attempt
-            case Persist(Op.QUEUE, (_, _, seq)):
+            case Persist(Op.QUEUE, (seq, *_)):
                 self.rows[seq].state, self.rows[seq].outcome = "queued", None
                 self._anew.pop(seq, None)
-            case Persist(Op.OWN, (gateway, seq)):
+            case Persist(Op.OWN, (seq, gateway)):
                 self.rows[seq].gateway = gateway
-            case Persist(Op.FINISH, (state, outcome, seq)):
+            case Persist(Op.FINISH, (seq, state, outcome)):
                 self.rows[seq].state, self.rows[seq].outcome = state, outcome
             case Persist(Op.REMOVE, (seq, job_id)):
                 del self.rows[seq], self.jobs[job_id], self._deadline_s[seq]

@@ -187,13 +187,13 @@ class Watch:
         match change:
             case Persist(Op.INSERT, row):
                 self._insert(row, now)
-            case Persist(Op.LEASE, (attempt, node, seq)):
+            case Persist(Op.LEASE, (seq, attempt, node)):
                 self._leased(event, self.entries[seq], attempt, node, now)
-            case Persist(Op.QUEUE, (failures, deadline, seq)):
+            case Persist(Op.QUEUE, (seq, failures, deadline)):
                 self._queued(event, self.entries[seq], failures, deadline, now)
-            case Persist(Op.OWN, (gateway, seq)):
+            case Persist(Op.OWN, (seq, gateway)):
                 self.entries[seq].gateway = gateway
-            case Persist(Op.FINISH, (state, outcome, seq)):
+            case Persist(Op.FINISH, (seq, state, outcome)):
                 self._finished(event, self.entries[seq], state, outcome, now)
             case Persist(Op.REMOVE, (seq, _)):
                 self._removed(event, self.entries[seq])

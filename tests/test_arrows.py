@@ -14,7 +14,7 @@ HOUSE = Path(__file__).parent.parent
 PURE = {
     "access", "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "html", "jobs",
     "lanes", "link", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment", "sentences",
-    "session", "settled", "spans", "timers", "views",
+    "session", "settled", "spans", "timers", "turns", "views",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
@@ -29,9 +29,9 @@ LAYERS = (
     {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec", "access", "keys"},
     {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment", "html",
      "keyring"},
-    {"books", "session", "outbox", "ledger", "decoder", "backlog", "child", "gate", "owner", "enrol",
+    {"books", "session", "outbox", "turns", "oldledger", "decoder", "backlog", "child", "gate", "owner", "enrol",
      "discovery"},
-    {"scheduler", "views", "client", "pool", "engine"},
+    {"scheduler", "views", "client", "pool", "engine", "ledger"},
     {"lines", "worker", "postbox", "calls"},
     {"correspondence", "httpapi", "threads"},
     {"slash", "httpserver"},

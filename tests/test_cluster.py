@@ -90,7 +90,7 @@ def test_kill_9_of_the_broker_loses_nothing(cluster: Cluster) -> None:
     assert "the ledger holds" in cluster.log("broker")
     cluster.end("broker")
     with sqlite3.connect(cluster.ledger) as db:
-        assert db.execute("SELECT count(*) FROM job").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM turn").fetchone() == (0,)
     db.close()
 
 

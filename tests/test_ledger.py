@@ -20,7 +20,7 @@ from dolmetsch.config import Config
 from dolmetsch.effects import Op, Persist, Record
 from dolmetsch.errors import LedgerError
 from dolmetsch.jobs import Outcome
-from dolmetsch.ledger import SPARE_BYTES, Ledger, MemoryLedger, SqliteLedger, _runs
+from dolmetsch.ledger import SPARE_BYTES, Ledger, MemoryLedger, SqliteLedger
 from dolmetsch.transport import RouterPort
 from tests.test_scheduler import key
 
@@ -58,7 +58,7 @@ def record(seq: int, **changes: object) -> Record:
     fields: dict[str, object] = {
         "seq": seq, "job_id": key(seq), "gateway": "g", "tenant": "t", "lane": 1, "route": "de→en",
         "texts": ("Grüß Gott 🍕", "zwei"), "reply_to": b"reply", "deadline": NOW + 60, "state": "queued", "attempt": 0,
-        "failures": 0, "outcome": None, "alternatives": seq % 3,
+        "failures": 0, "outcome": None, "alternatives": seq % 3, "deadline_s": 60.0,
     }  # fmt: skip
     return Record(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -69,12 +69,12 @@ def test_what_was_committed_is_loaded(reopen: Reopen) -> None:
     ledger.commit([insert(n) for n in range(1, 8)])
     ledger.commit(
         [
-            Persist(Op.LEASE, (3, "pi", 2)),
-            Persist(Op.LEASE, (1, "pi", 3)),
-            Persist(Op.QUEUE, (2, NOW + 99, 3)),
-            Persist(Op.FINISH, ("done", DONE, 4)),
-            Persist(Op.FINISH, ("dead", DEAD, 5)),
-            Persist(Op.OWN, ("other", 6)),
+            Persist(Op.LEASE, (2, 3, "pi")),
+            Persist(Op.LEASE, (3, 1, "pi")),
+            Persist(Op.QUEUE, (3, 2, NOW + 99)),
+            Persist(Op.FINISH, (4, "done", DONE)),
+            Persist(Op.FINISH, (5, "dead", DEAD)),
+            Persist(Op.OWN, (6, "other")),
             Persist(Op.REMOVE, (7, key(7))),
         ]
     )
@@ -95,9 +95,9 @@ def test_a_whole_life_in_one_commit(reopen: Reopen) -> None:
     ledger.load(NOW)
     life = [
         insert(1),
-        Persist(Op.LEASE, (1, "pi", 1)),
+        Persist(Op.LEASE, (1, 1, "pi")),
         insert(2),
-        Persist(Op.FINISH, ("done", DONE, 1)),
+        Persist(Op.FINISH, (1, "done", DONE)),
         Persist(Op.REMOVE, (1, key(1))),
     ]
     ledger.commit(life)
@@ -121,12 +121,6 @@ def test_an_empty_commit_is_nothing(reopen: Reopen) -> None:
     ledger.commit([])
     ledger.tidy()
     assert list(reopen().load(NOW).records) == []
-
-
-def test_runs_keep_the_order_where_a_job_comes_back() -> None:
-    changes = [Persist(Op.LEASE, (1, "a", 1)), Persist(Op.QUEUE, (1, 0.0, 1)), Persist(Op.LEASE, (2, "b", 1))]
-    statements = [statement.split(" SET ")[1].split(",")[0] for statement, _ in _runs(changes)]
-    assert statements == ["state = 'leased'", "state = 'queued'", "state = 'leased'"]
 
 
 def test_a_second_broker_is_kept_out(tmp_path: Path) -> None:
@@ -153,7 +147,7 @@ def test_a_row_that_is_none_of_ours(tmp_path: Path) -> None:
     ledger.load(NOW)
     ledger.commit([insert(1)])
     assert ledger._db is not None
-    ledger._db.execute("UPDATE job SET spec = X'01'")
+    ledger._db.execute("UPDATE turn SET changes = X'01'")
     ledger.close()
     with pytest.raises(LedgerError, match="not a usable ledger"):
         SqliteLedger(tmp_path / "l").load(NOW)
@@ -182,8 +176,6 @@ def test_a_full_disk_is_an_error_and_nothing_half(tmp_path: Path) -> None:
     ledger.commit([insert(1)])
     with pytest.raises(LedgerError, match="cannot write"):
         ledger.commit([insert(n, "x" * 5000) for n in range(2, 100)])
-    ledger.commit([Persist(Op.LEASE, (1, "pi", 1))])
-    ledger.close()
     again = SqliteLedger(tmp_path / "l")
     assert [one.seq for one in again.load(NOW).records] == [1]
     again.close()
@@ -200,7 +192,7 @@ def test_deleted_texts_are_nowhere_in_the_files(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "l")
     ledger.load(NOW)
     ledger.commit([insert(n, f"geheimnis-{n} " * 50) for n in range(1, 60)])
-    ledger.commit([Persist(Op.FINISH, ("done", DONE, n)) for n in range(1, 60)])
+    ledger.commit([Persist(Op.FINISH, (n, "done", DONE)) for n in range(1, 60)])
     ledger.commit([Persist(Op.REMOVE, (n, key(n))) for n in range(1, 60)])
     ledger.tidy()
     for path in tmp_path.iterdir():
@@ -220,7 +212,7 @@ def test_what_a_backlog_took_is_given_back_once_it_has_gone(tmp_path: Path) -> N
     ledger.commit([Persist(Op.REMOVE, (n, key(n))) for n in range(1, count)])
     ledger.tidy()
     assert ledger.disk()[0] == sum(file.stat().st_size for file in tmp_path.iterdir()) < 200_000
-    ledger.commit([Persist(Op.LEASE, (1, "pi", count))])
+    ledger.commit([Persist(Op.LEASE, (count, 1, "pi"))])
     ledger.close()
     again = SqliteLedger(path, max_settled=1000)
     found = again.load(NOW)
@@ -239,7 +231,8 @@ def test_a_file_with_much_in_it_is_not_written_anew_while_the_broker_waits(
     monkeypatch.setattr("dolmetsch.ledger.COPY_BYTES", 100_000)
     ledger = SqliteLedger(tmp_path / "l")
     ledger.load(NOW)
-    ledger.commit([insert(n, "x" * 10_000) for n in range(1, 41)])
+    for number in range(1, 41):
+        ledger.commit([insert(number, "x" * 10_000)])
     ledger.tidy()
     full = ledger.disk()[0]
     ledger.commit([Persist(Op.REMOVE, (n, key(n))) for n in range(1, 21)])
@@ -287,7 +280,7 @@ def test_a_kill_leaves_all_that_was_committed_and_nothing_half(tmp_path: Path) -
         "from dolmetsch.ledger import SqliteLedger; from tests.test_ledger import insert\n"
         "ledger = SqliteLedger(Path(sys.argv[1])); ledger.load(500.0)\n"
         "for n in range(1, 51): ledger.commit([insert(2 * n - 1), insert(2 * n)])\n"
-        "ledger._db.execute('BEGIN'); ledger._db.execute(\"DELETE FROM job\")\n"
+        "ledger._db.execute('BEGIN'); ledger._db.execute(\"DELETE FROM turn\")\n"
         "os.kill(os.getpid(), 9)\n"
     )
     house = Path(__file__).parent.parent
@@ -332,6 +325,35 @@ def test_a_ledger_of_an_earlier_version_is_taken_over(tmp_path: Path, version: i
     )
     db.commit()
     db.close()
+    assert_taken_over(path)
+
+
+def test_a_ledger_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite3"
+    db = sqlite3.connect(path)
+    db.executescript(
+        """
+        CREATE TABLE job (
+            seq INTEGER PRIMARY KEY, gateway TEXT NOT NULL, deadline REAL NOT NULL, state TEXT NOT NULL,
+            attempt INTEGER NOT NULL, failures INTEGER NOT NULL DEFAULT 0, spec BLOB NOT NULL, texts BLOB, outcome BLOB
+        );
+        CREATE TABLE settled (block INTEGER PRIMARY KEY, job_ids BLOB NOT NULL, count INTEGER NOT NULL);
+        CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+        PRAGMA user_version = 3;
+        """
+    )
+    spec = [msgpack.packb([key(n), "t", 1, "de→en", b"reply", 60.0, 0]) for n in (3, 6)]
+    texts = msgpack.packb([text.encode() for text in record(3).texts])
+    outcome = msgpack.packb(astuple(DONE))
+    statement = "INSERT INTO job VALUES (?, 'g', 0, ?, ?, ?, ?, ?, ?)"
+    db.execute(statement, (3, "queued", 0, 0, spec[0], texts, None))
+    db.execute(statement, (6, "done", 3, 2, spec[1], None, outcome))
+    db.commit()
+    db.close()
+    assert_taken_over(path)
+
+
+def assert_taken_over(path: Path) -> None:
     for _ in range(2):
         ledger = SqliteLedger(path)
         done = record(6, texts=(), state="done", attempt=3, failures=2, outcome=DONE)
@@ -348,7 +370,7 @@ def test_a_steady_trickle_of_jobs_does_not_keep_deleted_texts_for_ever(tmp_path:
         ledger.load(0.0)
         broker = Broker(Config(), ledger, port, None, None)
         for second in range(200):
-            broker._carry_out([Persist(Op.REMOVE, (second, key(second)))], float(second))
+            broker._carry_out([insert(second), Persist(Op.REMOVE, (second, key(second)))], float(second))
             assert broker._tidy_at is not None and broker._tidy_at <= TIDY_MOST_S
     finally:
         ledger.close()
