@@ -25,7 +25,7 @@ Said = Sequence[str | list[str]]  # a translation for each text, or its tokens
 Translate = Callable[[list[str]], Said]
 
 WARM_UP = 50  # texts
-WINDOW_JOBS = 256  # as ``dolmetsch.pool`` hands them to a child; not imported, which argos' environment could not
+WINDOW_JOBS = 256  # as ``dolmetsch.handout`` hands them to a child; not imported, which argos' environment could not
 
 
 def limit(spec: dict[str, Any]) -> Translate:

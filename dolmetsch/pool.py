@@ -7,7 +7,7 @@ work. Rules:
 - Whatever was submitted comes out once: as an outcome, or not at all when it was cancelled.
 - While every child has bulk work in hand for a while, what they say is read ten times a second: to wake for each
   batch would take the core from them each time.
-- A child is handed a small window of work, so that work spreads evenly and nothing urgent waits behind much.
+- A child is handed a small window of work (``handout.py``).
 - A child that dies or is stuck takes only the batch it had begun with it; the rest goes back to the queue's
   front, and to the broker when no child will be there soon.
 - Children are added for a backlog, on a free core, while the machine has CPU and RAM to spare; idle ones end.
@@ -22,7 +22,6 @@ import math
 import random
 import subprocess
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -42,18 +41,13 @@ from dolmetsch.child import (
 )
 from dolmetsch.config import EngineConfig, PoolConfig
 from dolmetsch.errors import LocalError, RemoteError
+from dolmetsch.handout import Queue
 from dolmetsch.messages import GIVEN_BACK, MAX_HELD
 from dolmetsch.stats import Rate
 
 __all__ = ["ChildInfo", "Load", "Pool", "PoolJob", "PoolOutcome"]
 
 MAX_JOBS: Final = MAX_HELD  # a heartbeat cannot list more leases than that, so more could not be kept alive
-CHARS_PER_TOKEN: Final = 3  # German SentencePiece tokens are 3 to 4 characters long
-WINDOW_BATCHES: Final = 24  # in a child's hands: the more, the more alike in length are the sentences of its batches
-WINDOW_JOBS: Final = 256  # as many batches of short messages; enough for an engine that does thousands a second
-FAIR_PART: Final = 0.75  # of its share of all the work a child gets at once, so that children end together ...
-LAST_BATCHES: Final = 2  # ... but not less than these
-URGENT_WINDOWS: Final = 1.5  # an urgent job may go on top of a full window: it waits for one batch, not for the window
 OCCUPIED_S: Final = 0.3  # of work in every child's hands: three ticks, so that none is without before it is looked at
 START_LIMIT_S: Final = 60.0  # reading a model from a slow SD card takes seconds; a minute is stuck
 START_TRIES: Final = 5  # deaths before the first child was ever ready: it is the installation, not chance
@@ -100,14 +94,12 @@ class Pool:
         self.config = pool
         self.cores = tuple(cores)
         self.max_workers = max(pool.max_workers or len(self.cores), pool.min_workers)
-        self.window_chars = WINDOW_BATCHES * engine.batch_tokens * CHARS_PER_TOKEN
         self.routes: Mapping[str, str] = {}
         self.broken: str | None = None
         self.last_death = ""
         self._command = worker_command(command, engine, engine_kind, routes, packages)
         self._rng = rng or random.Random()
-        self._urgent: OrderedDict[bytes, PoolJob] = OrderedDict()
-        self._bulk: OrderedDict[bytes, PoolJob] = OrderedDict()
+        self._queue = Queue(engine.batch_tokens, self.max_workers)
         self._slots: list[Slot] = []
         self._leaving: list[Child] = []  # told to end, or killed, and not reaped yet
         self._renewing: list[Child] = []  # to be replaced, one after the other; the first gets no more work
@@ -117,7 +109,6 @@ class Pool:
         self.away = False  # no child translates, nor will one soon: no work is wanted, and what comes is given back
         self._backlog_since: float | None = None
         self._busy_at = 0.0
-        self.queued_chars = 0
 
     # ---- what it is doing ----
 
@@ -134,7 +125,12 @@ class Pool:
     @property
     def queued(self) -> int:
         """Jobs no child has yet."""
-        return len(self._urgent) + len(self._bulk)
+        return len(self._queue)
+
+    @property
+    def queued_chars(self) -> int:
+        """Characters of those."""
+        return self._queue.chars
 
     @property
     def in_flight(self) -> int:
@@ -160,7 +156,7 @@ class Pool:
     def occupied(self) -> bool:
         """Whether every child has work for longer than OCCUPIED_S, and none of it is urgent."""
         chars = OCCUPIED_S * self._rate.chars_per_s
-        if self._urgent or not chars:
+        if self._queue.urgent or not chars:
             return False
         children = [slot.ready for slot in self._slots]
         return all(child is not None and not child.urgent and child.hand_chars > chars for child in children)
@@ -222,18 +218,15 @@ class Pool:
             raise LocalError(f"more than {MAX_JOBS} jobs were submitted to the pool")
         hands = [slot.child.hand for slot in self._slots if slot.child]
         for job in jobs:
-            if job.key in self._urgent or job.key in self._bulk or any(job.key in hand for hand in hands):
+            if job.key in self._queue or any(job.key in hand for hand in hands):
                 raise LocalError(f"job {job.key.hex()} was submitted twice")
-            self._lane(job)[job.key] = job
-            self.queued_chars += job.chars
+            self._queue.add(job)
         self._feed(now)
 
     def cancel(self, keys: Iterable[bytes]) -> None:
         """Forget jobs, queued or in hand; keys that are not here are passed over."""
         wanted = set(keys)
-        for lane in (self._urgent, self._bulk):
-            for key in lane.keys() & wanted:
-                self.queued_chars -= lane.pop(key).chars
+        self._queue.drop(wanted)
         for slot in self._slots:
             if slot.child is not None:
                 slot.child.drop(slot.child.hand.keys() & wanted, self._now)
@@ -281,42 +274,10 @@ class Pool:
         self._measure(now)
         return outcomes
 
-    # ---- feeding ----
-
-    def _lane(self, job: PoolJob) -> OrderedDict[bytes, PoolJob]:
-        return self._urgent if job.urgent else self._bulk
-
-    def _fullness(self, child: Child) -> float:
-        """How much of its window a child has in hand, in characters or in jobs, whichever is more."""
-        return max(child.hand_chars / self.window_chars, len(child.hand) / WINDOW_JOBS)
-
-    def _urgency(self, child: Child) -> tuple[int, float]:
-        """What an urgent job would wait for there: urgent ones before it, then the batch whose core it shares."""
-        return child.urgent, self._fullness(child)
-
     def _feed(self, now: float) -> None:
-        """Hand out the queue, the urgent first: those evenly, and each other job to the child with the most room."""
         resting = self._renewing[0] if self._renewing else None
         children = [child for slot in self._slots if (child := slot.ready) is not None and child is not resting]
-        if not children or not (self._urgent or self._bulk):
-            return
-        given: dict[Child, list[PoolJob]] = {}
-        # Guided self-scheduling (Polychronopoulos and Kuck, 1987): portions shrink as the work comes to its end. There
-        # is a share for each child that may yet be started: what another has in hand would keep it without work.
-        queue = max(self.queued_chars / self.window_chars, self.queued / WINDOW_JOBS)
-        work = queue + sum(map(self._fullness, children))
-        share = work if self.max_workers == 1 else FAIR_PART * work / self.max_workers
-        portion = min(1.0, max(LAST_BATCHES / WINDOW_BATCHES, share))
-        for lane, windows in ((self._urgent, URGENT_WINDOWS), (self._bulk, portion)):
-            while lane:
-                child = min(children, key=self._fullness if lane is self._bulk else self._urgency)
-                if self._fullness(child) >= windows:
-                    break
-                _, job = lane.popitem(last=False)
-                self.queued_chars -= job.chars
-                child.hold(job, now)
-                given.setdefault(child, []).append(job)
-        for child, jobs in given.items():
+        for child, jobs in self._queue.hand_out(children, now).items():
             child.give(jobs)
 
     def _receive(self, slot: Slot, child: Child, now: float, outcomes: list[PoolOutcome], reads: int = 1) -> None:
@@ -363,10 +324,7 @@ class Pool:
             if child.hand.pop(key, None) is not None:
                 outcomes.append(PoolOutcome(key, None, "", code, self.last_death, True))
         for job in reversed(child.hand.values()):
-            lane = self._lane(job)
-            lane[job.key] = job
-            lane.move_to_end(job.key, last=False)
-            self.queued_chars += job.chars
+            self._queue.add(job, front=True)
         status = child.process.returncode
         child.kill()
         self._leaving.append(child)
@@ -413,11 +371,8 @@ class Pool:
         elif all(slot.child is None and slot.restart_at > now + AWAY_S for slot in self._slots):
             self.away = True
         if self.away:
-            jobs = [*self._urgent, *self._bulk]
-            outcomes += [PoolOutcome(key, None, "", GIVEN_BACK, "its children start anew", True) for key in jobs]
-            self._urgent.clear()
-            self._bulk.clear()
-            self.queued_chars = 0
+            why = "its children start anew"
+            outcomes += [PoolOutcome(key, None, "", GIVEN_BACK, why, True) for key in self._queue.clear()]
 
     # ---- how many ----
 
@@ -514,9 +469,7 @@ class Pool:
         _wait(children, KILL_WAIT_S)
         self._slots.clear()
         self._leaving.clear()
-        self._urgent.clear()
-        self._bulk.clear()
-        self.queued_chars = 0
+        self._queue.clear()
 
 
 def _wait(children: Iterable[Child], limit_s: float) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+from dolmetsch import handout
 from dolmetsch import pool as pool_module
 from dolmetsch.child import BACKOFF_MAX_S, Slot
 from dolmetsch.config import EngineConfig, PoolConfig
@@ -345,7 +346,7 @@ def test_urgent_jobs_are_spread_though_one_child_has_more_other_work(make: Make)
 
 def test_windows_bound_the_hands_and_spread_the_work(make: Make) -> None:
     rig = make(workers=2).ready(2)
-    full = pool_module.WINDOW_JOBS
+    full = handout.WINDOW_JOBS
     rig.submit(*jobs(5 * full, "sleep:0.01", chars=1))
     assert [child.in_flight for child in rig.pool.children()] == [full] * 2
     assert rig.pool.queued == 3 * full == rig.pool.queued_chars
@@ -353,22 +354,22 @@ def test_windows_bound_the_hands_and_spread_the_work(make: Make) -> None:
 
 def test_the_last_of_a_backlog_are_handed_out_in_smaller_portions(make: Make) -> None:
     rig = make(workers=2).ready(2)
-    full = pool_module.WINDOW_JOBS
+    full = handout.WINDOW_JOBS
     rig.submit(*jobs(2 * full, "sleep:0.01", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.FAIR_PART] * 2
+    assert [child.in_flight for child in rig.pool.children()] == [full * handout.FAIR_PART] * 2
     rig.pool.cancel([b"none"])  # a turn in which nothing changes hands out nothing more
-    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.FAIR_PART] * 2
+    assert [child.in_flight for child in rig.pool.children()] == [full * handout.FAIR_PART] * 2
     rig = make(workers=2).ready(2)
     rig.submit(*jobs(full // 5, "sleep:0.01", chars=1))
-    last = math.ceil(full * pool_module.LAST_BATCHES / pool_module.WINDOW_BATCHES)
+    last = math.ceil(full * handout.LAST_BATCHES / handout.WINDOW_BATCHES)
     assert [child.in_flight for child in rig.pool.children()] == [last] * 2
 
 
 def test_a_share_is_kept_for_a_child_that_may_yet_be_started(make: Make) -> None:
     rig = make(most=4).ready(1)
-    full = pool_module.WINDOW_JOBS
+    full = handout.WINDOW_JOBS
     rig.submit(*jobs(4 * full, "hang", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [full * pool_module.FAIR_PART]
+    assert [child.in_flight for child in rig.pool.children()] == [full * handout.FAIR_PART]
     rig = make(most=1).ready(1)
     rig.submit(*jobs(full, "hang", chars=1))
     assert [child.in_flight for child in rig.pool.children()] == [full], "there is nobody to share with"

@@ -15,7 +15,7 @@ from typing import Final
 
 from dolmetsch.roster import ASSUMED_CHARS_PER_S
 
-BATCH_CHARS: Final = 1536  # of a child's batch: pool.CHARS_PER_TOKEN times the engine's 512 tokens
+BATCH_CHARS: Final = 1536  # of a child's batch: handout.CHARS_PER_TOKEN times the engine's 512 tokens
 # What a batch costs beside its characters, in characters. Measured with the embedded package and CTranslate2 4 on one
 # x86-64 core: 1.2 ms + 31 us a character. In proportion to a core's speed, by assumption.
 BATCH_FIXED_CHARS: Final = 40
