@@ -176,6 +176,8 @@ def test_a_full_disk_is_an_error_and_nothing_half(tmp_path: Path) -> None:
     ledger.commit([insert(1)])
     with pytest.raises(LedgerError, match="cannot write"):
         ledger.commit([insert(n, "x" * 5000) for n in range(2, 100)])
+    with pytest.raises(LedgerError, match="not open"):
+        ledger.commit([insert(2)])
     again = SqliteLedger(tmp_path / "l")
     assert [one.seq for one in again.load(NOW).records] == [1]
     again.close()

@@ -142,6 +142,9 @@ def test_the_log_says_what_a_row_for_each_job_would(todo: list[tuple[str, int, s
         pair.pending = [Persist(Op.REMOVE, (seq, key(seq))) for seq in lives.states]
         pair.commit()
         assert pair.rows("turn") == pair.rows("gone") == 0
+        turns = pair.disk._turns
+        assert not (turns._counting or turns._came or turns._first or turns._done or turns.soiled)
+        assert not any(turns._at.values())
         pair.tidy()
         pair.disk.close()
 
