@@ -16,14 +16,14 @@ The rules that everything else follows from:
 6. Everything has an end: a deadline for a job, a time to live for its result or its dead letter, a cap for the rest.
 
 Where to read on: ``_submit`` lets jobs in, ``_dispatch`` chooses a node, ``_done`` and ``_failed`` take outcomes,
-``_check`` is what time does, ``_deliver`` sends results. ``lanes.py`` decides whose job is next; ``books.py`` carries a
-decision out, and its ``validate`` says what is always true.
+``_check`` is what time does, ``_deliver`` sends results. ``members.py`` is about nodes and gateways that come and go;
+``lanes.py`` decides whose job is next; ``books.py`` carries a decision out, and its ``validate`` says what is always
+true.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -33,11 +33,11 @@ from dolmetsch.config import SchedulerConfig
 from dolmetsch.effects import Beat, Drain, Effect, Event, FromPeer, PeerGone, Publish, Recover, Tick
 from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, Outcome, State, Times
+from dolmetsch.members import Members
 from dolmetsch.messages import (
     DRAIN,
     GIVEN_BACK,
     MAX_DETAIL_CHARS,
-    MAX_ROUTES,
     PURGE,
     REQUEUE,
     RESTART,
@@ -65,7 +65,6 @@ from dolmetsch.messages import (
     Message,
     Order,
     Ping,
-    Pong,
     Received,
     Refusal,
     Register,
@@ -73,25 +72,19 @@ from dolmetsch.messages import (
     Report,
     Reregister,
     Result,
-    Revoke,
-    Routes,
     Status,
     Submit,
-    Welcome,
     batches,
     text_bytes,
 )  # fmt: skip
-from dolmetsch.reports import Route
-from dolmetsch.roster import MAX_PEERS, Gateway, Node, OpenRoutes, Portion
-from dolmetsch.views import Views, offers
+from dolmetsch.roster import Gateway, Node, OpenRoutes, Portion
+from dolmetsch.views import Views
 
 CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is seen at most this much late
 FORGIVEN_S: Final = 1.0  # a check that comes later than this found the broker itself asleep
-GATEWAY_LOST_S: Final = 10.0  # a gateway pings every second; only sending to it depends on this
 RESULT_WINDOW: Final = 2048  # results a gateway may have unacked: far below the socket's high-water mark
 LEASES_A_TURN: Final = 64  # a turn gives jobs to about so many nodes: each costs a message, and its answer another
 REPEATS: Final = 3  # times that a gateway's results are sent again before it has acked any
-EVICTED: Final = 64  # replaced incarnations remembered, so that two nodes of one name do not fight for ever
 
 
 class Scheduler:
@@ -99,24 +92,18 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, *, incarnation: str, now: float) -> None:
         self._config = config
-        self._incarnation = incarnation
-        self._started = now
         self.books = Books(config)
+        self.members = Members(self.books, config, incarnation)
         self.draining = False
         self._roster = self.books.roster
         self._views = Views(self, incarnation, now)
-        self._models: dict[str, str] = {}  # routes on offer now
-        self._edition = 0  # the number of ...
-        self._published = self._models  # ... the latest routes that any gateway was told
-        self._known_routes: dict[str, None] = {}  # routes on offer at any time since the start
-        self._evicted: deque[tuple[str, str]] = deque(maxlen=EVICTED)
         self._next_check = now
         self._doors: dict[type[Any], Callable[[Gateway, Any, float], None]] = {
             Submit: self._submit, Ack: self._ack, Cancel: self._cancel, Manage: self._manage,
-            Ping: self._ping, Report: self._report,
+            Ping: self.members.ping, Report: self.books.report,
         }  # fmt: skip
         self._node_doors: dict[type[Any], Callable[[Node, Any, float], None]] = {
-            Heartbeat: self._heartbeat, Done: self._done, Failed: self._failed, Goodbye: self._goodbye,
+            Heartbeat: self.members.heartbeat, Done: self._done, Failed: self._failed, Goodbye: self.members.goodbye,
         }  # fmt: skip
 
     # ---- the door ----
@@ -132,7 +119,7 @@ class Scheduler:
                     self._dispatch(now)
                 self._deliver(now)
             case PeerGone(peer):
-                self._peer_gone(peer, now)
+                self.members.peer_gone(peer, now)
             case Recover():
                 self._recover(event, now)
             case Drain():
@@ -181,53 +168,15 @@ class Scheduler:
             else:
                 door(gateway, message, now)
         elif isinstance(message, Hello):
-            self._hello(peer, message, now)
+            self.members.hello(peer, message, now)
         elif isinstance(message, Register):
-            self._register(peer, message, now)
+            self.members.register(peer, message, now)
         elif isinstance(message, Ask):
             self.books.send(peer, self.status(now))
         else:
             self.books.send(peer, Error(code="bad_message", detail="a broker does not take this kind of message"))
 
     # ---- gateways ----
-
-    def _hello(self, peer: bytes, message: Hello, now: float) -> None:
-        if message.gateway not in self._roster.gateways and len(self._roster.gateways) >= MAX_PEERS:
-            self.books.send(peer, Error(code="full", detail=f"there are {MAX_PEERS} gateways already"))
-            return
-        self._roster.connect(self._roster.gateway_named(message.gateway, now), peer, now)
-        self.books.send(peer, self._welcome())
-
-    def _welcome(self) -> Welcome:
-        routes = self._routes()
-        return Welcome(
-            broker=self._incarnation, heartbeat_s=self._config.heartbeat_s, edition=routes.edition, routes=routes.routes
-        )
-
-    def _routes(self) -> Routes:
-        return Routes(edition=self._present_edition(), routes=self._offers())
-
-    def _offers(self) -> tuple[Route, ...]:
-        return offers(self._models)
-
-    def _present_edition(self) -> int:
-        """The number of the routes on offer; a new one only when somebody asks and they are others than before."""
-        if self._models is not self._published:
-            self._edition += self._models != self._published
-            self._published = self._models
-        return self._edition
-
-    def _ping(self, gateway: Gateway, message: Ping, now: float) -> None:
-        # In this way a gateway that only waits for results learns of new routes; and, being told to introduce itself,
-        # that the broker was restarted.
-        if gateway.peer is None:
-            return
-        if message.edition != self._present_edition():
-            self.books.send(gateway.peer, self._routes())
-        self.books.send(gateway.peer, Pong())
-
-    def _report(self, gateway: Gateway, message: Report, now: float) -> None:
-        self.books.report(gateway, message, now)
 
     def _submit(self, gateway: Gateway, message: Submit, now: float) -> None:
         accepted: list[JobState] = []
@@ -256,8 +205,8 @@ class Scheduler:
         if self.draining:
             return admission.draining(spec)
         # With no node seen yet the cluster is still starting, and the job may wait for its node.
-        if self._known_routes and spec.route not in self._known_routes:
-            return admission.unknown_route(spec, self._known_routes)
+        if self.members.known_routes and spec.route not in self.members.known_routes:
+            return admission.unknown_route(spec, self.members.known_routes)
         if admission.has_room(spec, self._config, len(self.books.jobs), self.books.bytes):
             return None
         rate = sum(node.chars_per_s for node in self._roster.nodes.values())
@@ -266,7 +215,7 @@ class Scheduler:
     def _admit(self, gateway: Gateway, spec: JobSpec, now: float) -> Job:
         self.books.tally.accepted += 1
         job = self.books.admit(gateway, spec, now)
-        model = self._models.get(job.route)
+        model = self.members.models.get(job.route)
         texts = None
         if model is not None and not job.alternatives:  # the cache knows the best translation only
             texts = self.books.cache.get(job.route, model, job.texts)
@@ -334,60 +283,6 @@ class Scheduler:
 
     # ---- nodes ----
 
-    def _register(self, peer: bytes, message: Register, now: float) -> None:
-        if (message.node, message.incarnation) in self._evicted:
-            detail = f"another node has registered as {message.node}: give each node its own --name"
-            self.books.send(peer, Error(code="name_taken", detail=detail))
-            return
-        before = self._roster.node_named(message.node)
-        at_peer = self._roster.nodes.get(peer)
-        if at_peer is not None and at_peer is not before:
-            self._remove_node(at_peer, now, "its node changed its name")
-        if before is None and len(self._roster.nodes) >= MAX_PEERS:
-            self.books.send(peer, Error(code="full", detail=f"there are {MAX_PEERS} nodes already"))
-            return
-        if before is not None:
-            same = before.incarnation == message.incarnation
-            if not same:
-                self._evicted.append((before.name, before.incarnation))
-            kept = {(held.job_id, held.attempt) for held in message.held} if same else set()
-            self._remove_node(before, now, "its node was restarted", keep=kept)
-        node = Node(
-            peer=peer, name=message.node, incarnation=message.incarnation, capacity=message.capacity, now=now,
-            routes={one.route: one.model for one in message.routes}, engine=message.engine, about=message.about,
-        )  # fmt: skip
-        self._roster.add_node(node)
-        self.books.chronicle.came(node.name)
-        self._offers_changed()
-        self.books.send(peer, self._welcome())
-        self._present(node, message.held, now)
-
-    def _heartbeat(self, node: Node, message: Heartbeat, now: float) -> None:
-        self._roster.heard(node, message)
-        self.books.send(node.peer, Pong())
-        self._present(node, message.held, now)
-
-    def _present(self, node: Node, held: Iterable[HeldLease], now: float) -> None:
-        """Renew the leases in ``held``, take back those that were given up or orphaned, and revoke the rest."""
-        revoked: list[HeldLease] = []
-        until = now + self._config.lease_s
-        for lease in held:
-            job = self.books.jobs.get(lease.job_id)
-            # One that was given up is shown again when RECEIVED was lost; leased anew, its failure would count twice.
-            if job is None or job.attempt != lease.attempt or job.given_up == lease.attempt or job.outcome is not None:
-                revoked.append(lease)
-            elif lease.job_id in node.leases:
-                job.lease_until = until
-            elif job.state is State.QUEUED:
-                self.books.lease(job, node, now, "shown to be still at")
-                self.books.lanes.discard(job)
-            elif job.id in self.books.orphans:
-                self.books.adopt(job, node, now)
-            else:
-                revoked.append(lease)
-        for part in batches(revoked):
-            self.books.send(node.peer, Revoke(jobs=part))
-
     def _done(self, node: Node, message: Done, now: float) -> None:
         self._receive(node, message.jobs)
         for item in message.jobs:
@@ -420,43 +315,6 @@ class Scheduler:
     def _receive(self, node: Node, outcomes: Iterable[Finished | Failure]) -> None:
         self.books.send(node.peer, Received(jobs=tuple([HeldLease(item.job_id, item.attempt) for item in outcomes])))
 
-    def _goodbye(self, node: Node, message: Goodbye, now: float) -> None:
-        self._remove_node(node, now, "its node said goodbye", blame=False, how="left")
-
-    def _peer_gone(self, peer: bytes, now: float) -> None:
-        gateway = self._roster.gateway_at(peer)
-        if gateway is not None:
-            self._roster.disconnect(gateway)
-        node = self._roster.nodes.get(peer)
-        if node is not None:
-            self._remove_node(node, now, "its node's connection broke")
-
-    def _remove_node(
-        self,
-        node: Node,
-        now: float,
-        why: str,
-        *,
-        blame: bool = True,
-        keep: Iterable[tuple[bytes, int]] = (),
-        how: str = "lost",
-    ) -> None:
-        self._roster.remove_node(node)
-        self.books.chronicle.departed(node.name, how, why, now)
-        kept = set(keep)
-        for job in list(node.leases.values()):
-            if (job.id, job.attempt) in kept:  # the node presents it again in a moment
-                self.books.orphan(job, node, now)
-            else:
-                self.books.lose(job, now, why, blame=blame)
-        self._offers_changed()
-
-    def _offers_changed(self) -> None:
-        self._models = self._roster.routes()
-        for route in self._models:
-            if len(self._known_routes) < MAX_ROUTES:
-                self._known_routes[route] = None
-
     # ---- what time does ----
 
     def _check(self, now: float) -> None:
@@ -465,31 +323,15 @@ class Scheduler:
         if now < self._next_check:
             return
         if now - self._next_check > FORGIVEN_S:
-            self._forgive(now - self._next_check, now)
+            self.members.forgive(now - self._next_check, now)
         self._next_check = now + CHECK_S
-        for node in list(self._roster.nodes.values()):
-            if now - node.last_seen >= self._config.lost_after_s:
-                self._remove_node(node, now, f"{node.name} was lost")
+        self.members.check(now)
         for node in self._roster.nodes.values():
             for job in [job for job in node.leases.values() if job.lease_until <= now]:
                 self.books.lose(job, now, f"{node.name} did not renew its lease")
         for job in [job for job in self.books.orphans.values() if job.lease_until <= now]:
             self.books.queue_again(job, now, "no node showed it after the restart")
-        for gateway in self._roster.gateways.values():
-            if gateway.peer is not None and now - gateway.last_seen >= GATEWAY_LOST_S:
-                self._roster.disconnect(gateway)
         self.books.forget_idle()
-
-    def _forgive(self, late_s: float, now: float) -> None:
-        """The broker did not look for so long (a stalled disk, a paused machine): that is not the silence of others."""
-        for node in self._roster.nodes.values():
-            node.last_seen = min(now, node.last_seen + late_s)
-            for job in node.leases.values():
-                job.lease_until = min(now + self._config.lease_s, job.lease_until + late_s)
-        for job in self.books.orphans.values():
-            job.lease_until = min(now + self._config.grace_s, job.lease_until + late_s)
-        for gateway in self._roster.gateways.values():
-            gateway.last_seen = min(now, gateway.last_seen + late_s)
 
     def _expire(self, job: Job, now: float) -> None:
         if job.state is State.DONE:
@@ -498,7 +340,7 @@ class Scheduler:
             self.books.settle(job, now, "kept long enough")
         else:
             held = f"at {job.node}" if job.state is State.LEASED else "in the queue"
-            if job.route not in self._models:
+            if job.route not in self.members.models:
                 held += f": no node offers {job.route}"
             self.books.kill(job, "deadline", f"not translated before its deadline, {held}", now)
 

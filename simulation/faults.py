@@ -19,6 +19,7 @@ from dolmetsch.books import Books
 from dolmetsch.effects import Effect, Op, Persist, Recover, Send
 from dolmetsch.jobs import Job, State
 from dolmetsch.lanes import Lanes
+from dolmetsch.members import Members
 from dolmetsch.outbox import Have, Outbox, _Phase
 from dolmetsch.roster import Gateway, Node
 from dolmetsch.scheduler import Scheduler
@@ -136,9 +137,9 @@ def _expire_too_early(before: Method, books: Books, job: Job, node: Node, now: f
     job.lease_until = now + EARLY_S
 
 
-@_fault("a heartbeat does not renew", Scheduler, "_present")
-def _renew_nothing(before: Method, scheduler: Scheduler, node: Node, held: tuple[m.HeldLease, ...], now: float) -> None:
-    before(scheduler, node, [one for one in held if one.job_id not in node.leases], now)
+@_fault("a heartbeat does not renew", Members, "_present")
+def _renew_nothing(before: Method, members: Members, node: Node, held: tuple[m.HeldLease, ...], now: float) -> None:
+    before(members, node, [one for one in held if one.job_id not in node.leases], now)
 
 
 @_fault("a job is leased again under the number that it had", Books, "lease")

@@ -13,8 +13,8 @@ import pytest
 HOUSE = Path(__file__).parent.parent
 PURE = {
     "access", "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "html", "jobs",
-    "lanes", "link", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment", "sentences",
-    "session", "settled", "spans", "timers", "turns", "views",
+    "lanes", "link", "members", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment",
+    "sentences", "session", "settled", "spans", "timers", "turns", "views",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
 IMPURE = {
@@ -31,9 +31,9 @@ LAYERS = (
      "keyring"},
     {"books", "session", "outbox", "turns", "oldledger", "decoder", "backlog", "child", "gate", "owner", "enrol",
      "discovery"},
-    {"scheduler", "views", "client", "handout", "engine", "ledger"},
-    {"lines", "pool", "worker", "postbox", "calls"},
-    {"correspondence", "httpapi", "threads"},
+    {"views", "client", "handout", "engine", "ledger"},
+    {"members", "lines", "pool", "worker", "postbox", "calls"},
+    {"scheduler", "correspondence", "httpapi", "threads"},
     {"slash", "httpserver"},
     {"bot"},
 )  # fmt: skip
