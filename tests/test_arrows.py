@@ -13,7 +13,7 @@ import pytest
 HOUSE = Path(__file__).parent.parent
 PURE = {
     "access", "admission", "backoff", "books", "cache", "chronicle", "effects", "errors", "flags", "html", "jobs",
-    "lanes", "link", "members", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment",
+    "lanes", "link", "markup", "members", "messages", "outbox", "replies", "reports", "roster", "scheduler", "segment",
     "sentences", "session", "settled", "spans", "timers", "turns", "views",
 }  # fmt: skip
 # What a pure room may not touch: sockets, loops, disks, clocks, chance, logs.
@@ -26,7 +26,8 @@ LAYERS = (
     {"errors", "bootstrap", "logs", "lifecycle", "reports"},
     {"messages", "config", "spans", "stats", "backoff", "timers", "settled", "store", "archive", "download",
      "cache", "link", "replybook", "apikeys", "listening", "detect"},
-    {"jobs", "admission", "wire", "packages", "sentences", "replies", "manners", "httpspec", "access", "keys"},
+    {"jobs", "admission", "wire", "packages", "sentences", "markup", "replies", "manners", "httpspec", "access",
+     "keys"},
     {"flags", "effects", "chronicle", "lanes", "roster", "tokenizer", "transport", "segment", "html",
      "keyring"},
     {"books", "session", "outbox", "turns", "oldledger", "decoder", "backlog", "child", "gate", "owner", "enrol",

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from dolmetsch.html import TEXT, Page, _tokens, without_tags
+from dolmetsch.html import Page, without_tags
+from dolmetsch.markup import TEXT, tokenize
 
 MOST_BYTES: Final = 4096
 TOKENS: Final = tuple(
@@ -58,4 +59,4 @@ def check(data: bytes) -> None:
 
 
 def _markup(page: str) -> Counter[str]:
-    return Counter(token.raw for token in _tokens(page) if token.kind != TEXT and token.raw)
+    return Counter(token.raw for token in tokenize(page) if token.kind != TEXT and token.raw)
