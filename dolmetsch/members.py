@@ -28,7 +28,7 @@ from dolmetsch.messages import (
     Welcome,
     batches,
 )
-from dolmetsch.roster import MAX_PEERS, Gateway, Node
+from dolmetsch.roster import MAX_PEERS, Gateway, Node, Roster
 from dolmetsch.views import offers
 
 GATEWAY_LOST_S: Final = 10.0  # a gateway pings every second; only sending to it depends on this
@@ -40,7 +40,6 @@ class Members:
 
     def __init__(self, books: Books, config: SchedulerConfig, incarnation: str) -> None:
         self._books = books
-        self._roster = books.roster
         self._config = config
         self._incarnation = incarnation
         self.models: dict[str, str] = {}  # routes on offer now
@@ -48,6 +47,10 @@ class Members:
         self._edition = 0  # the number of ...
         self._published = self.models  # ... the latest routes that any gateway was told
         self._evicted: deque[tuple[str, str]] = deque(maxlen=EVICTED)
+
+    @property
+    def _roster(self) -> Roster:
+        return self._books.roster
 
     # ---- gateways ----
 

@@ -24,6 +24,7 @@ NEWCOMER: Final = 1.1  # times as fast as the fastest
 BANDS: Final = 8  # to each doubling of speed: nodes less than a tenth apart count as equally fast
 MOMENT_S: Final = 0.01  # nobody notices whether a node has so much more work in hand than another
 PEOPLES_PART: Final = 8  # bulk leaves an eighth of a node's credit to people: they do not wait until some of it is done
+HOLD_S: Final = 30.0  # of its work; above that it is given no bulk: what a slow node holds the others cannot do
 PORTION_S: Final = 0.25  # of its work that a node is given in one go while others may be idle
 STALE: Final = 64  # places of a band that may be out of date, beside as many as it has nodes
 
@@ -68,6 +69,8 @@ class Node:
         credit = self.credit
         if lane == INTERACTIVE:
             return credit
+        if self.leased_chars - self.urgent_chars > HOLD_S * self.chars_per_s:
+            return 0
         of_bulk = self.capacity - self.capacity // PEOPLES_PART - self.bulk_leases
         return of_bulk if of_bulk < credit else credit
 

@@ -9,7 +9,7 @@ import pytest
 from dolmetsch import messages as m
 from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job
-from dolmetsch.roster import ASSUMED_CHARS_PER_S, BANDS, NEWCOMER, STALE, Node, Portion, Roster
+from dolmetsch.roster import ASSUMED_CHARS_PER_S, BANDS, HOLD_S, NEWCOMER, STALE, Node, Portion, Roster
 
 ROUTES = (("de→en",), ("de→en", "fr→en"), ("en→de",))
 BAND = 2 ** (1 / BANDS)  # nodes of one band differ in speed by less than this
@@ -40,6 +40,20 @@ def job(number: int, chars: int = 50, route: str = "de→en", lane: int = m.INTE
         seq=number, id=number.to_bytes(16, "big"), gateway="g", tenant="t", lane=lane, route=route,
         texts=("x" * chars,), reply_to=b"", deadline=60.0, queued_at=0.0,
     )  # fmt: skip
+
+
+def test_a_node_is_given_bulk_for_so_many_seconds_and_people_always() -> None:
+    roster = Roster()
+    slow = node(1, capacity=100)
+    roster.add_node(slow)
+    roster.heard(slow, beat(100, chars_per_s=10.0))
+    for number in range(1, 4):
+        assert slow.room(m.BULK) > 0 and roster.open_routes()[m.BULK]
+        slow.lend(job(number, int(HOLD_S * 10.0 / 2), lane=m.BULK))
+    assert slow.room(m.BULK) == 0 and slow.room(m.INTERACTIVE) == 97
+    assert roster.open_routes() == ({"de→en"}, set())
+    roster.heard(slow, beat(100, chars_per_s=20.0))
+    assert roster.open_routes() == ({"de→en"}, {"de→en"})
 
 
 def test_the_kept_queues_choose_as_a_look_at_every_node_would() -> None:
