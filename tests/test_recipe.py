@@ -26,7 +26,7 @@ from models.recipe.pairs import NearDuplicates, Pair, Tally, hold_out, is_useful
 from models.recipe.pieces import open_pieces, split_some, splits
 from models.recipe.schedule import Plan
 from models.recipe.shortlist import LISTED, is_byte, shortlist, write_shortlist
-from tests.embedded import GERMAN
+from tests.embedded import ENGLISH, GERMAN
 
 HOUSE = Path(__file__).parent.parent
 CORPUS = Path(os.environ.get("DOLMETSCH_CORPUS", HOUSE.parent / "shared" / "corpus"))
@@ -328,6 +328,20 @@ def test_the_evaluate_command_scores_a_package(tmp_path: Path, capsys: pytest.Ca
     main(["evaluate", str(GERMAN), "--validation", str(tmp_path / "v.tsv")])
     (scores,) = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert scores["copies"]["clean"]["chrf"] == 100 and "chrf" not in scores["signatures"][0]
+
+
+def test_the_diversify_command_says_everything_in_other_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tqdm", reason="tqdm is in models/recipe/requirements.txt")
+    known = [PAIR, Pair("Guten Morgen.", "Morning!"), Pair("123", "456")]
+    (tmp_path / "c.tsv").write_text("".join(f"{pair.source}\t{pair.target}\n" for pair in known))
+    out = tmp_path / "more.tsv.gz"
+    main(["diversify", str(GERMAN), str(ENGLISH), "--corpus", str(tmp_path / "c.tsv"), "--out", str(out)])
+    found = read_pairs(out)
+    assert capsys.readouterr().out == f"{out}: {len(found)} pairs out of 2\n"
+    assert Pair("Guten Morgen.", "Good morning.") in found and not set(found) & set(known)
+    assert any(pair.target == "Morning!" for pair in found)
 
 
 def test_a_validation_file_without_pairs_is_refused(tmp_path: Path) -> None:

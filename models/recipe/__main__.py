@@ -1,4 +1,4 @@
-"""``python -m models.recipe train``, ``… evaluate`` and ``… shortlist``; ``--help`` says the rest."""
+"""``python -m models.recipe train``, ``… evaluate``, ``… diversify`` and ``… shortlist``; ``--help`` says the rest."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from models.recipe.pairs import Pair, read_pairs  # noqa: E402
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    if options.command == "diversify":
+        _diversify(options)
+        return
     validation = read_pairs(options.validation, options.reverse)
     if not validation:
         raise SystemExit(f"{options.validation} has no pairs: two columns with a tab between them are expected")
@@ -46,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     shortlist = commands.add_parser("shortlist", parents=[both], help="add one to a package, or count it anew")
     shortlist.add_argument("package", type=Path, help="a package's folder")
     shortlist.add_argument("--corpus", type=Path, nargs="+", required=True, help="the pairs it was trained on")
+
+    diversify = commands.add_parser("diversify", help="more pairs out of a corpus, by packages for both directions")
+    diversify.add_argument("there", type=Path, help="the folder of a package from the first column to the second")
+    diversify.add_argument("back", type=Path, help="and of one back")
+    diversify.add_argument("--corpus", type=Path, nargs="+", required=True, help="two-column files, plain or .gz")
+    diversify.add_argument("--out", type=Path, required=True, help="the new corpus, .tsv.gz: train on both")
 
     train = commands.add_parser(
         "train", parents=[both], help="from parallel text to a package; goes on where it stopped"
@@ -82,6 +91,16 @@ def _shortlist(options: argparse.Namespace, validation: Sequence[Pair]) -> None:
     pairs = training_pairs(options.corpus, validation, options.reverse, Tally())
     write_shortlist(package.model_path, pairs, open_pieces(package.tokenizer_path), package.from_code)
     print(open_package(options.package).model_version)
+
+
+def _diversify(options: argparse.Namespace) -> None:
+    from dolmetsch.packages import open_package
+    from models.recipe.diversify import diversify, write
+    from models.recipe.pairs import is_useful
+
+    pairs = [pair for path in options.corpus for pair in read_pairs(path) if is_useful(pair)]
+    count = write(options.out, diversify(pairs, open_package(options.there), open_package(options.back)))
+    print(f"{options.out}: {count} pairs out of {len(pairs)}")
 
 
 def _evaluate(paths: Sequence[Path], validation: Sequence[Pair], beam: int | None) -> None:
