@@ -114,7 +114,7 @@ class Turns:
     def _note(self, op: Op, rows: list[Row], number: int, replaced: list[int]) -> None:
         seqs = [row[0] for row in rows]
         if op is Op.INSERT:
-            if seqs:
+            if seqs and self._came[-1:] != [number]:
                 self._came.append(number)
                 self._first.append(seqs[0])
             return

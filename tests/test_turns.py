@@ -125,6 +125,7 @@ class Pair:
 @given(steps)
 @example([("come", 0, ""), ("come", 0, "commit"), ("remove", 0, "restart"), ("own", 0, "tidy")])
 @example([("come", 0, ""), ("own", 0, ""), ("own", 0, "restart")])
+@example([("come", 0, ""), ("own", 0, ""), ("come", 0, "")])
 def test_the_log_says_what_a_row_for_each_job_would(todo: list[tuple[str, int, str]]) -> None:
     lives = Lives()
     with tempfile.TemporaryDirectory() as folder:
