@@ -136,6 +136,7 @@ class SqliteLedger:
             "synchronous = FULL",
             "secure_delete = ON",
             "temp_store = MEMORY",
+            "cache_size = -512",  # KiB: pages are written and seldom read again
         ):
             db.execute(f"PRAGMA {pragma}").fetchone()
         db.execute("BEGIN EXCLUSIVE")
