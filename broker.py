@@ -149,7 +149,10 @@ class Broker:
 
     def _tidy(self, now: float) -> None:
         try:
-            self._tidy_at = None if self._ledger.tidy() else now + TIDY_S
+            self._tidy_at = None
+            if not self._ledger.tidy():  # the rest soon, whatever is committed until then, but not in each turn
+                self._tidy_at = now + TIDY_S
+                self._soiled_at = now + TIDY_S - TIDY_MOST_S
         except LedgerError as error:  # nothing is lost by that: the next commit will tell whether the disk still works
             self._log.warning("%s", error)
             self._tidy_at = now + TIDY_MOST_S

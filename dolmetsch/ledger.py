@@ -208,10 +208,10 @@ class SqliteLedger:
         self._turns.soiled = left
         return not left
 
-    def _wipe(self, db: sqlite3.Connection) -> set[int]:
-        """Write soiled turns anew, the oldest first; those for which there is no time now."""
-        left, size = set(self._turns.soiled), 0
-        for number in sorted(left):
+    def _wipe(self, db: sqlite3.Connection) -> dict[int, None]:
+        """Write soiled turns anew; those for which there is no time now."""
+        left, size = dict(self._turns.soiled), 0
+        for number in self._turns.soiled:
             if size > TIDIED_BYTES:
                 break
             (changes,) = db.execute("SELECT changes FROM turn WHERE number = ?", (number,)).fetchone()
@@ -220,7 +220,7 @@ class SqliteLedger:
             kept = pack(self._turns.tidied(number, unpack(changes), gone))
             db.execute("UPDATE turn SET changes = ? WHERE number = ?", (kept, number))
             db.execute("DELETE FROM gone WHERE turn = ?", (number,))
-            left.remove(number)
+            del left[number]
         return left
 
     def _shrink(self, db: sqlite3.Connection) -> bool:

@@ -58,7 +58,8 @@ class Turns:
 
     def __init__(self) -> None:
         self.latest = 0  # the number of a turn
-        self.soiled: set[int] = set()  # turns with texts of jobs that are done, or anything of those that are settled
+        # Turns with texts of jobs that are done, or anything of those that are settled; those that wait longest first.
+        self.soiled: dict[int, None] = {}
         self._came: list[int] = []  # turns in which jobs came that live, ...
         self._first: list[int] = []  # ... and the first job of each: there may be 100 000 that wait
         self._at: dict[Op, dict[int, int]] = {op: {} for op in _CHANGES}  # by kind and job: the turn of its entry
@@ -80,8 +81,8 @@ class Turns:
                 entries.append((op, rows))
                 self._note(op, rows, self.latest, replaced)
         over = self._count(self.latest, entries, replaced)
-        self.soiled.difference_update(over)
         for number in over:
+            self.soiled.pop(number, None)
             gone.pop(number, None)
         return Turn(self.latest, [] if self.latest in over else entries, gone, over, settled)
 
@@ -93,7 +94,7 @@ class Turns:
         for op, rows in entries:
             known = [row for row in rows if (row[0] not in gone if op is Op.INSERT else row[0] in jobs)]
             if len(known) < len(rows):
-                self.soiled.add(number)
+                self.soiled[number] = None
             self._note(op, known, number, replaced)
             counting.append((op, known))
             for row in known:
@@ -125,7 +126,7 @@ class Turns:
         if op is Op.FINISH:
             done = [row[0] for row in rows if row[1] == State.DONE]
             self._done.update(done)
-            self.soiled.update(map(self._home, done))
+            self.soiled.update(dict.fromkeys(map(self._home, done)))
 
     def _home(self, seq: int) -> int:
         """The turn in which a job came: their numbers grow along with those of the turns."""
@@ -141,7 +142,7 @@ class Turns:
             if turns:
                 left += [turns.pop(seq) for seq in seqs if seq in turns]
         self._done.difference_update(seqs)
-        self.soiled.update(left)
+        self.soiled.update(dict.fromkeys(left))
         replaced += left
 
     def _count(self, number: int, entries: Runs, replaced: list[int]) -> list[int]:

@@ -15,7 +15,7 @@ import pytest
 import zmq
 from msgspec.structs import astuple
 
-from broker import TIDY_MOST_S, Broker
+from broker import TIDY_MOST_S, TIDY_S, Broker
 from dolmetsch.config import Config
 from dolmetsch.effects import Op, Persist, Record
 from dolmetsch.errors import LedgerError
@@ -374,6 +374,28 @@ def test_a_steady_trickle_of_jobs_does_not_keep_deleted_texts_for_ever(tmp_path:
         for second in range(200):
             broker._carry_out([insert(second), Persist(Op.REMOVE, (second, key(second)))], float(second))
             assert broker._tidy_at is not None and broker._tidy_at <= TIDY_MOST_S
+    finally:
+        ledger.close()
+        port.close()
+        context.term()
+
+
+def test_what_is_left_to_wipe_is_wiped_soon_and_not_in_each_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    port = RouterPort(context)
+    ledger = SqliteLedger(tmp_path / "ledger.sqlite3")
+    try:
+        ledger.load(0.0)
+        broker = Broker(Config(), ledger, port, None, None)
+        monkeypatch.setattr(ledger, "tidy", lambda: False)
+        for number in range(1, 100):
+            broker._carry_out([insert(number)], float(number))
+        broker._tidy(100.0)
+        for number, now in ((100, 100.1), (101, 101.9)):
+            broker._carry_out([insert(number)], now)
+            assert broker._tidy_at == pytest.approx(100.0 + TIDY_S)
     finally:
         ledger.close()
         port.close()

@@ -155,7 +155,7 @@ def test_a_turn_ends_with_its_last_job() -> None:
     first = turns.write([insert(1), insert(2), Persist(Op.LEASE, (1, 1, "pi"))])
     assert (first.gone, first.over) == ({}, [])
     second = turns.write([Persist(Op.FINISH, (1, "done", DONE))])
-    assert turns.soiled == {first.number}
+    assert list(turns.soiled) == [first.number]
     third = turns.write([Persist(Op.REMOVE, (1, key(1)))])
     assert (third.entries, third.gone, third.settled) == ([], {first.number: [1]}, [key(1)])
     assert sorted(third.over) == [second.number, third.number]
@@ -187,6 +187,21 @@ def test_what_is_done_is_wiped_a_part_at_a_time(tmp_path: Path, monkeypatch: pyt
         times += 1
     assert 5 < times < 20
     assert SECRET.encode() not in (tmp_path / "l").read_bytes()
+    ledger.close()
+
+
+def test_what_was_left_at_one_time_comes_first_at_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest came first each time, soiled again meanwhile, and the others never."""
+    monkeypatch.setattr("dolmetsch.ledger.TIDIED_BYTES", 0)
+    ledger = SqliteLedger(tmp_path / "l")
+    ledger.load(NOW)
+    for number in (1, 4):
+        ledger.commit([insert(number, SECRET), insert(number + 1, SECRET), insert(number + 2, "anders")])
+    ledger.commit([Persist(Op.FINISH, (number, "done", DONE)) for number in (1, 4)])
+    assert not ledger.tidy()
+    ledger.commit([Persist(Op.FINISH, (2, "done", DONE))])
+    assert not ledger.tidy() and list(ledger._turns.soiled) == [1]
+    assert ledger.tidy()
     ledger.close()
 
 
