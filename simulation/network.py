@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 from simulation.timeline import Timeline
 
 RETRY_S: Final = (0.1, 0.6)  # a DEALER tries to connect again after so long
-NOTICE_S: Final = (6.0, 8.0)  # ZMTP's own heartbeat finds a dead connection after so long
+NOTICE_S: Final = (4.0, 8.0)  # the broker's ZMTP heartbeat finds a dead connection after so long; a peer's has none
 Frames = Sequence[bytes]
 
 
@@ -221,34 +221,37 @@ class Network:
             self._timeline.after(self._rng.uniform(*RETRY_S), self._connect, connection.wire)
 
     def cut(self, wire: Wire, peer_sees: bool, broker_sees: bool) -> None:
-        """The connection is dead, and what is under way in it lost; who does not see that now does so later."""
+        """The connection is dead, and what is under way in it lost.
+
+        The broker, if it does not see that now, does so later; a peer has to tell by silence.
+        """
         connection = wire.connection
         if connection is None:
             return
         wire.owner.link.disturbed_at = self._timeline.now
         for pipe in connection.pipes.values():
             pipe.clear()
-        for sees, lose in ((peer_sees, self._peer_loses), (broker_sees, self._broker_loses)):
-            self._timeline.after(0.0 if sees else self._rng.uniform(*NOTICE_S), lose, connection)
+        self._timeline.after(0.0 if broker_sees else self._rng.uniform(*NOTICE_S), self._broker_loses, connection)
+        if peer_sees:
+            self._timeline.after(0.0, self._peer_loses, connection)
 
     def shut(self, link: Link, wire: Wire | None, for_s: float, directions: Sequence[bool]) -> None:
-        """Let nothing through in ``directions`` for so long; a connection that is silent too long dies on each side."""
+        """Let nothing through in ``directions`` for so long: heartbeats or the answers to them, whichever it is.
+
+        So a connection that is silent too long dies at the broker's end.
+        """
         until = self._timeline.now + for_s
         for to_broker in directions:
             link.shut_until[to_broker] = max(until, link.shut_until[to_broker])
-            notice_s = self._rng.uniform(*NOTICE_S)
-            if wire is not None and wire.connection is not None and notice_s < for_s:
-                self._timeline.after(notice_s, self._give_up, wire.connection, to_broker)
+        notice_s = self._rng.uniform(*NOTICE_S)
+        if wire is not None and wire.connection is not None and notice_s < for_s:
+            self._timeline.after(notice_s, self._give_up, wire.connection)
 
-    def _give_up(self, connection: Connection, to_broker: bool) -> None:
-        """The side that hears nothing closes, and says so, which the other may not hear for now."""
-        if not connection.sound:
-            return
-        if to_broker:
+    def _give_up(self, connection: Connection) -> None:
+        """The broker hears nothing, and closes, and says so, which the peer may not hear for now."""
+        if connection.sound:
             self._broker_loses(connection)
-        else:
-            self._peer_loses(connection)
-        self._put(connection, not to_broker, None)
+            self._put(connection, False, None)
 
     def broker_died(self, *, power_lost: bool) -> None:
         """Every connection ends; without power nobody says so, and peers notice by themselves."""

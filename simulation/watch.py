@@ -110,6 +110,10 @@ class Watch:
         if isinstance(event, FromPeer):
             self.gone.pop(event.peer, None)
             self._heard(event.peer, event.message, effects, now)
+        elif isinstance(event, Tick):  # the sleep that ends with it is forgiven before it leases anything
+            if now - self._ticked > FORGIVEN_S:
+                self._slept.append((now, now - self._ticked))
+            self._ticked = now
         for effect in effects:
             if isinstance(effect, Persist):
                 self._changed(event, effect, now)
@@ -123,9 +127,6 @@ class Watch:
         elif isinstance(event, FromPeer) and isinstance(event.message, m.Goodbye):
             self.nodes.pop(event.peer, None)
         elif isinstance(event, Tick):
-            if now - self._ticked > FORGIVEN_S:
-                self._slept.append((now, now - self._ticked))
-            self._ticked = now
             self._overdue(now)
 
     def _slept_since(self, when: float) -> float:

@@ -40,7 +40,7 @@ PUBLISH_S: Final = 60.0  # a real broker's second is too dear for days
 HEALTH: Final = BrokerHealth("host", "0", 1, 0.0, 0, 0, 0)
 # libzmq tries again within this, and asks for the address of the broker's name each time.
 AGAIN_S: Final = (transport.CONNECT_MS + transport.RECONNECT_MAX_MS) / 1000 + 0.5
-NOTICED_S: Final = (transport.HEARTBEAT_MS + transport.HEARTBEAT_TIMEOUT_MS) / 1000 + 1.0
+NOTICED_S: Final = 2 * transport.HEARTBEAT_MS / 1000 + 1.0
 ANSWER_S: Final = 5.0  # from a connection to an answer, on a machine that others use too
 
 
