@@ -25,7 +25,8 @@ BANDS: Final = 8  # to each doubling of speed: nodes less than a tenth apart cou
 MOMENT_S: Final = 0.01  # nobody notices whether a node has so much more work in hand than another
 PEOPLES_PART: Final = 8  # bulk leaves an eighth of a node's credit to people: they do not wait until some of it is done
 HOLD_S: Final = 30.0  # of its work; above that it is given no bulk: what a slow node holds the others cannot do
-PORTION_S: Final = 0.25  # of its work that a node is given in one go while others may be idle
+# Of its work that a node is given in one go while others may be idle; of bulk, for which nobody waits, about a batch.
+PORTION_S: Final = {INTERACTIVE: 0.25, BULK: 1.0}
 STALE: Final = 64  # places of a band that may be out of date, beside as many as it has nodes
 
 OpenRoutes = tuple[set[str], set[str]]  # for a job of the INTERACTIVE lane, and of the BULK lane
@@ -220,10 +221,10 @@ class Portion:
 
     def __init__(self, node: Node, jobs: int, first: Job) -> None:
         self.node = node
-        self._jobs = jobs - 1
+        self._jobs = jobs - 1  # those that it still takes
         self._chars = first.chars
         self._least = MOMENT_S * node.chars_per_s
-        self._most = PORTION_S * node.chars_per_s
+        self._most = PORTION_S[first.lane] * node.chars_per_s
 
     def takes(self, job: Job) -> bool:
         """Whether ``job`` is of this portion too; it is counted then. A long one has its node chosen for itself."""

@@ -35,8 +35,10 @@ from dolmetsch.errors import LocalError
 from dolmetsch.jobs import Job, Outcome, State, Times
 from dolmetsch.members import Members
 from dolmetsch.messages import (
+    BULK,
     DRAIN,
     GIVEN_BACK,
+    INTERACTIVE,
     MAX_DETAIL_CHARS,
     PURGE,
     REQUEUE,
@@ -83,7 +85,8 @@ from dolmetsch.views import Views
 CHECK_S: Final = 0.25  # how often leases and peers are looked at; a loss is seen at most this much late
 FORGIVEN_S: Final = 1.0  # a check that comes later than this found the broker itself asleep
 RESULT_WINDOW: Final = 2048  # results a gateway may have unacked: far below the socket's high-water mark
-LEASES_A_TURN: Final = 64  # a turn gives jobs to about so many nodes: each costs a message, and its answer another
+MANY_NODES: Final = 64  # above that a message for each job would cost more than the jobs, ...
+LEASES_A_TURN: Final = {INTERACTIVE: 64, BULK: 16}  # ... and a turn gives jobs to about so many nodes
 REPEATS: Final = 3  # times that a gateway's results are sent again before it has acked any
 
 
@@ -359,15 +362,13 @@ class Scheduler:
     def _dispatch_until_full(self, routes: OpenRoutes, leases: dict[bytes, list[Job]], now: float) -> bool:
         """Lease until a node has no room left (True), or nothing waits for ``routes``, which are open (False).
 
-        The earliest node gets a portion. With few nodes that is one job, or what takes it no time to speak of; with
-        hundreds it is more, as a message for each job would cost more than the jobs.
+        The earliest node gets a portion. With few nodes that is one job, or what takes it no time to speak of.
         """
-        few = len(self._roster.nodes) <= LEASES_A_TURN
-        jobs = 1 if few else math.ceil(self.books.lanes.waiting_for(routes) / LEASES_A_TURN)
+        waiting = 0 if len(self._roster.nodes) <= MANY_NODES else self.books.lanes.waiting_for(routes)
         portion: Portion | None = None
         while (job := self.books.lanes.pop(routes, now)) is not None:
             if portion is None or not portion.takes(job):
-                portion = Portion(self._roster.earliest(job), jobs, job)
+                portion = Portion(self._roster.earliest(job), math.ceil(waiting / LEASES_A_TURN[job.lane]), job)
             node = portion.node
             job.attempt += 1
             self.books.lease(job, node, now, "leased to")

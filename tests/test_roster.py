@@ -200,6 +200,14 @@ def test_a_portion_is_so_many_jobs_but_no_more_than_a_quarter_of_a_second() -> N
     assert [portion.takes(job(number, 100)) for number in range(2, 6)] == [True, False, False, False]
 
 
+def test_a_portion_of_bulk_is_up_to_a_second() -> None:
+    roster = Roster()
+    one = node(1)
+    roster.add_node(one)
+    portion = Portion(one, 100, job(1, 400, lane=m.BULK))
+    assert [portion.takes(job(number, 400, lane=m.BULK)) for number in range(2, 6)] == [True, False, False, False]
+
+
 def test_a_portion_of_one_job_is_more_for_a_node_that_does_not_notice() -> None:
     roster = Roster()
     one = node(1)

@@ -708,6 +708,21 @@ def test_a_gateway_that_stays_is_told_when_the_routes_are_others(cluster: Cluste
     assert (hello.edition, hello.routes) == (last.edition, ())
 
 
+@pytest.mark.parametrize(("lane", "nodes"), [(m.INTERACTIVE, 64), (m.BULK, 16)])
+def test_a_turn_gives_to_few_of_many_nodes(cluster: Cluster, lane: int, nodes: int) -> None:
+    for number in range(100):
+        cluster.node(b"node%d" % number, capacity=100)
+    sends = cluster.submit(*(spec(number, lane=lane) for number in range(1, 129)))
+    leases = [one.message for one in sends if isinstance(one.message, m.Lease)]
+    assert [len(lease.jobs) for lease in leases] == [128 // nodes] * nodes
+    few = Cluster()
+    few.gateway()
+    for number in range(32):
+        few.node(b"node%d" % number, capacity=100)
+    sends = few.submit(*(spec(number, "Hallo " * 10, lane=lane) for number in range(1, 65)))
+    assert [len(one.message.jobs) for one in sends if isinstance(one.message, m.Lease)] == [2] * 32
+
+
 def test_a_move_that_the_table_does_not_have_tells_the_story_and_no_text() -> None:
     job = Job(
         seq=1, id=key(1), gateway="g", tenant="t", lane=0, route="de→en", texts=("geheim",), reply_to=b"",
