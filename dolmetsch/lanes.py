@@ -57,6 +57,14 @@ class FairQueue:
         self.jobs += 1
         self.chars += job.chars
 
+    def give_back(self, job: Job) -> None:
+        """Let ``job``, just popped, be the next again, as if it had not been."""
+        self.push(job, front=True)
+        flow = self._flows[job.tenant]
+        flow.deficit += job.chars
+        self._ring.remove(flow)
+        self._ring.appendleft(flow)
+
     def discard(self, job: Job) -> None:
         """Count ``job`` out; its state must have left QUEUED."""
         self.jobs -= 1
@@ -126,11 +134,18 @@ class Lanes:
 
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a queued job."""
+        self._queue(job).push(job, front=front)
+
+    def _queue(self, job: Job) -> FairQueue:
         queues = self._queues[job.lane]
         queue = queues.get(job.route)
         if queue is None:
             queue = queues[job.route] = FairQueue()
-        queue.push(job, front=front)
+        return queue
+
+    def give_back(self, job: Job) -> None:
+        """Let ``job``, just popped, be the next of its queue again."""
+        self._queue(job).give_back(job)
 
     def discard(self, job: Job) -> None:
         """Count out a job that has just left QUEUED other than by ``pop``."""

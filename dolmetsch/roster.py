@@ -75,6 +75,16 @@ class Node:
         of_bulk = self.capacity - self.capacity // PEOPLES_PART - self.bulk_leases
         return of_bulk if of_bulk < credit else credit
 
+    def has_time_for(self, job: Job) -> bool:
+        """Whether ``job``, if of bulk, ends within ``HOLD_S`` here; what takes long may begin within half of that.
+
+        Other nodes may have no room at the moment, and yet end a long job before a slow node would.
+        """
+        if job.lane == INTERACTIVE:
+            return True
+        most = HOLD_S * self.chars_per_s
+        return self.leased_chars - self.urgent_chars + min(job.chars, most / 2) <= most
+
     def ahead(self, lane: int) -> int:
         """Characters that are done here before another job of ``lane``: people do not wait for bulk."""
         return self.urgent_chars if lane == INTERACTIVE else self.leased_chars

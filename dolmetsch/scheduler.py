@@ -368,7 +368,12 @@ class Scheduler:
         portion: Portion | None = None
         while (job := self.books.lanes.pop(routes, now)) is not None:
             if portion is None or not portion.takes(job):
-                portion = Portion(self._roster.earliest(job), math.ceil(waiting / LEASES_A_TURN[job.lane]), job)
+                node = self._roster.earliest(job)
+                if not node.has_time_for(job):  # nor has a better one: bulk of its route waits with it for a next turn
+                    self.books.lanes.give_back(job)
+                    routes = routes[INTERACTIVE], routes[BULK] - {job.route}
+                    continue
+                portion = Portion(node, math.ceil(waiting / LEASES_A_TURN[job.lane]), job)
             node = portion.node
             job.attempt += 1
             self.books.lease(job, node, now, "leased to")

@@ -48,6 +48,25 @@ def test_no_tenant_is_ahead_by_more_than_its_turn_and_a_job(jobs: list[tuple[str
                 assert abs(served[tenant] - served[other]) <= 2 * 3000 + 2 * 500
 
 
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 3000), st.booleans()), min_size=1, max_size=60))
+def test_a_job_given_back_is_the_next_and_nothing_else_changes(jobs: list[tuple[str, int, bool]]) -> None:
+    quick, slow = FairQueue(), FairQueue()
+    for number, (tenant, chars, _) in enumerate(jobs):
+        quick.push(job(number, chars, tenant))
+        slow.push(job(number, chars, tenant))
+    for _, _, comes_back in jobs:
+        left, one = (slow.jobs, slow.chars), slow.pop()
+        assert one is not None
+        if comes_back:
+            slow.give_back(one)
+            assert (slow.jobs, slow.chars) == left
+            assert slow.pop() is one
+        expected = quick.pop()
+        assert expected is not None and one.seq == expected.seq
+    assert slow.pop() is None
+
+
 def test_cancelled_places_do_not_pile_up() -> None:
     queue = FairQueue()
     for number in range(10_000):

@@ -708,6 +708,23 @@ def test_a_gateway_that_stays_is_told_when_the_routes_are_others(cluster: Cluste
     assert (hello.edition, hello.routes) == (last.edition, ())
 
 
+def test_a_long_job_rather_waits_for_a_fast_node_than_it_goes_to_a_slow_one_that_has_room(cluster: Cluster) -> None:
+    for peer, chars_per_s in ((N1, 1000.0), (N2, 100.0)):
+        cluster.node(peer)
+        cluster.beat(peer, capacity=100, chars_per_s=chars_per_s)
+    sends = cluster.submit(*(spec(number, "x" * 2950, lane=m.BULK, deadline_s=600) for number in range(1, 12)))
+    first = sent(sends, m.Lease, N1)
+    assert (len(first), len(sent(sends, m.Lease, N2))) == (10, 1)  # 29.5 s of work for each
+    sends = cluster.submit(*(spec(number, "y" * 1000, lane=m.BULK, deadline_s=600) for number in (12, 13)), spec(14))
+    assert [one.job_id for one in sent(sends, m.Lease)] == [key(14)]  # people do not wait with them
+    cluster.node(b"other", routes=("fr→en",))
+    sends = cluster.submit(spec(15, lane=m.BULK, route="fr→en"))
+    assert [one.job_id for one in sent(sends, m.Lease)] == [key(15)]  # nor do other routes
+    sends = cluster.done(N1, *first[:1])
+    assert [one.job_id for one in sent(sends, m.Lease, N1)] == [key(12), key(13)]
+    assert sent(sends, m.Lease, N2) == []
+
+
 @pytest.mark.parametrize(("lane", "nodes"), [(m.INTERACTIVE, 64), (m.BULK, 16)])
 def test_a_turn_gives_to_few_of_many_nodes(cluster: Cluster, lane: int, nodes: int) -> None:
     for number in range(100):
