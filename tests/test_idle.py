@@ -32,7 +32,7 @@ from dolmetsch.reports import BrokerHealth
 from dolmetsch.scheduler import Scheduler
 from tests.computers import Computer, Computers, missing
 from tests.conftest import wait_until
-from tests.test_scheduler import spec
+from tests.scheduling import spec
 from tests.test_session import ROUTES, health
 
 DAY_S: Final = 86_400.0

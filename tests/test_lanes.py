@@ -10,7 +10,7 @@ from dolmetsch.jobs import Job, State
 from dolmetsch.lanes import FairQueue
 from dolmetsch.settled import SettledIds
 from dolmetsch.timers import Timers
-from tests.test_scheduler import key
+from tests.scheduling import key
 
 
 def job(number: int, chars: int = 10, tenant: str = "t") -> Job:

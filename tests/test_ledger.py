@@ -22,7 +22,7 @@ from dolmetsch.errors import LedgerError
 from dolmetsch.jobs import Outcome
 from dolmetsch.ledger import SPARE_BYTES, Ledger, MemoryLedger, SqliteLedger
 from dolmetsch.transport import RouterPort
-from tests.test_scheduler import key
+from tests.scheduling import key
 
 DONE = Outcome(("Hello",), "", "", "v1", False, 12)
 DEAD = Outcome(None, "deadline", "too late", "", False, 12)

@@ -13,7 +13,7 @@ from dolmetsch.ledger import MemoryLedger
 from dolmetsch.reports import BrokerHealth
 from dolmetsch.scheduler import Scheduler
 from dolmetsch.wire import decode, encode
-from tests.test_scheduler import key
+from tests.scheduling import key
 
 NODES = [b"n1", b"n2", b"n3"]
 GATEWAYS = {b"g1": "one", b"g1b": "one", b"g2": "two"}

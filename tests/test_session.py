@@ -15,7 +15,7 @@ from dolmetsch import session as se
 from dolmetsch.link import RECONNECT_MOST_S, SILENCE_S
 from dolmetsch.reports import About
 from dolmetsch.session import capacity
-from tests.test_scheduler import key, spec
+from tests.scheduling import key, spec
 
 ROUTES = (m.Route("de→en", "v1"),)
 REPORT = m.Report(kind="discord", servers=2, latency_ms=48.5, queued=1, answered=20, failed=3)

@@ -23,7 +23,7 @@ from dolmetsch.reports import LATENCY_MS, About, BrokerHealth, JobReport
 from dolmetsch.transport import SubPort, telemetry_address
 from dolmetsch.wire import decode, encode
 from tests.conftest import wait_until
-from tests.test_scheduler import N1, Cluster, G, key, sent, spec
+from tests.scheduling import N1, Cluster, G, key, sent, spec
 
 HEALTH = BrokerHealth("pi-0", "0.1.0", 42, 1.5, 60_000_000, 4096, 10**10)
 QUICK_S = 5.0

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from dolmetsch.effects import Op, Persist, Record
 from dolmetsch.ledger import MemoryLedger, SqliteLedger
 from dolmetsch.turns import Turns, pack, unpack
+from tests.scheduling import key
 from tests.test_ledger import DEAD, DONE, NOW, insert
-from tests.test_scheduler import key
 
 SECRET = "geheimnis"
 steps = st.lists(
