@@ -26,7 +26,7 @@ from dolmetsch.enrol import enrol
 from dolmetsch.errors import JobFailed
 from dolmetsch.transport import door_address
 from tests.conftest import wait_until
-from tests.test_dashboard import stranger
+from tests.dashboards import stranger
 from tests.test_gate import Computer, Owner, QuietSignals
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="there is no selenium")
