@@ -16,9 +16,9 @@ from bench.cluster import Cluster
 
 # Files that take longest, longest first: what begins last should end soon, or one processor waits for the other.
 LONG_FILES = (
-    "gate", "cluster", "dashboard_browser", "storm", "secrets", "discord", "idle", "dashboard_actions", "cli", "replay",
-    "http", "limits", "wire", "telemetry", "simulation", "reports", "discord_faults", "scheduler_properties",
-    "dashboard", "dashboard_program",
+    "gate", "cluster", "dashboard_browser", "storm", "secrets", "discord_load", "idle", "dashboard_actions", "discord",
+    "cli", "replay", "http", "limits", "wire", "discord_crashes", "telemetry", "discord_start", "simulation",
+    "discord_commands", "reports", "discord_faults", "scheduler_properties", "dashboard", "dashboard_program",
 )  # fmt: skip
 _RANKS = {f"test_{name}.py": rank for rank, name in enumerate(LONG_FILES)}
 

@@ -16,7 +16,7 @@ from dolmetsch.correspondence import _place
 from dolmetsch.messages import Answer
 from dolmetsch.replybook import Key
 from tests.discord_server import Channel, Message
-from tests.test_discord import KEYS, TAXI, answer, packages, play, replies_to, translating, waiting
+from tests.scenes import KEYS, TAXI, answer, packages, play, replies_to, translating, waiting
 
 __all__ = ["packages", "translating"]  # fixtures
 
