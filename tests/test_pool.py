@@ -1,16 +1,13 @@
-"""The pool with real child processes, real sockets and real SIGKILL; only the clock can be moved forward."""
+"""The pool with real child processes, real sockets, real SIGKILL: children that start, hang, die and are replaced."""
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import select
 import signal
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,111 +16,14 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from dolmetsch import handout
 from dolmetsch import pool as pool_module
 from dolmetsch.child import BACKOFF_MAX_S, Slot
 from dolmetsch.config import EngineConfig, PoolConfig
 from dolmetsch.errors import LocalError
-from dolmetsch.pool import ChildInfo, Load, Pool, PoolJob, PoolOutcome
+from dolmetsch.pool import Pool, PoolOutcome
+from tests.pools import ENGINE, LIMIT_S, QUIET, Make, Rig, job, jobs, make
 
-FAKE = (sys.executable, str(Path(__file__).with_name("fake_child.py")))
-QUIET = Load(cpu=(0.0,) * 8, ram=10.0)
-LIMIT_S = 20.0  # of waiting for a condition: far above what any takes
-
-ENGINE = EngineConfig(beam_size=2, batch_tokens=32)  # a window of 2304 characters
-
-
-class Rig:
-    """A pool, the loop that drives it, a clock that can jump, and everything that came out."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self.load = QUIET
-        self.ahead_s = 0.0
-        self.outcomes: list[PoolOutcome] = []
-        self.pids: set[int] = set()
-
-    def now(self) -> float:
-        return time.monotonic() + self.ahead_s
-
-    def turn(self) -> None:
-        poller = select.poll()
-        for fd, writes in self.pool.fds().items():
-            poller.register(fd, select.POLLIN | (select.POLLOUT if writes else 0))
-        for fd, events in poller.poll(10):
-            if events & select.POLLOUT:
-                self.pool.on_writable(fd, self.now())
-            if events & ~select.POLLOUT:
-                self.outcomes += self.pool.on_readable(fd, self.now())
-        self.outcomes += self.pool.tick(self.now(), self.load)
-        self.pids |= {child.pid for child in self.pool.children() if child.pid}
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + LIMIT_S
-        while not condition():
-            assert time.monotonic() < end, (self.pool.children(), self.pool.queued, self.pool.last_death)
-            self.turn()
-
-    def ready(self, count: int) -> Rig:
-        self.until(lambda: self.pool.ready == count)
-        return self
-
-    def submit(self, *jobs: PoolJob) -> None:
-        self.pool.submit(jobs, self.now())
-
-    def ended(self, count: int) -> list[PoolOutcome]:
-        self.until(lambda: len(self.outcomes) >= count)
-        return self.outcomes
-
-    def child(self, state: str) -> ChildInfo | None:
-        return next((child for child in self.pool.children() if child.state == state), None)
-
-
-Make = Callable[..., Rig]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    """Build started pools; afterwards no child and no descriptor may be left."""
-    before = sorted(os.listdir("/proc/self/fd"))
-    rigs: list[Rig] = []
-
-    def build(
-        *flags: str,
-        workers: int = 1,
-        most: int | None = None,
-        cores: Sequence[int] = (0, 1, 2),
-        **config: float,
-    ) -> Rig:
-        settings = PoolConfig(min_workers=workers, max_workers=most or workers, **config)  # type: ignore[arg-type]
-        rig = Rig(
-            Pool(
-                settings,
-                ENGINE,
-                engine_kind="echo",
-                cores=cores,
-                rng=random.Random(7),
-                command=(*FAKE, *flags),
-            )
-        )
-        rigs.append(rig)
-        rig.pool.start(rig.now())
-        return rig
-
-    yield build
-    for rig in rigs:
-        rig.pool.close(rig.now(), 0.3)
-        assert not rig.pool.fds() and not rig.pool.children()
-        assert [pid for pid in rig.pids if psutil.pid_exists(pid)] == []  # a zombie still exists
-    assert sorted(os.listdir("/proc/self/fd")) == before
-
-
-def job(name: str, text: str = "hallo", *, urgent: bool = False, chars: int | None = None) -> PoolJob:
-    return PoolJob(name.encode(), "de→en", (text,), len(text) if chars is None else chars, urgent, False)
-
-
-def jobs(count: int, text: str = "hallo", **how: int) -> list[PoolJob]:
-    return [job(f"{text}-{number}", text, **how) for number in range(count)]  # type: ignore[arg-type]
+__all__ = ["make"]  # fixtures
 
 
 def test_translates_and_reports(make: Make) -> None:
@@ -325,93 +225,6 @@ def test_a_command_that_cannot_be_run_is_no_exception(tmp_path: Path) -> None:
     pool.close(now, 0.0)
 
 
-def test_urgent_goes_first_and_on_top_of_a_full_window(make: Make) -> None:
-    rig = make("--batch", "1").ready(1)
-    rig.submit(*(job(f"bulk{number}", "sleep:0.01", chars=600) for number in range(12)))
-    assert (rig.pool.in_flight, rig.pool.queued) == (4, 8)  # 2304 characters, and the job that crosses them
-    rig.submit(job("urgent", urgent=True, chars=200))
-    assert (rig.pool.in_flight, rig.pool.queued) == (5, 8)
-    order = [one.key for one in rig.ended(13)]
-    assert order.index(b"urgent") <= 2 and order.index(b"bulk11") == 12
-
-
-def test_urgent_jobs_are_spread_though_one_child_has_more_other_work(make: Make) -> None:
-    rig = make("--silent", workers=2).ready(2)
-    rig.submit(job("bulk", "sleep:0.5", chars=500))
-    rig.submit(*(job(f"person{number}", "sleep:0.1", urgent=True, chars=10) for number in range(6)))
-    hands = [slot.child.urgent for slot in rig.pool._slots if slot.child]
-    assert hands == [3, 3]
-    assert len(rig.ended(7)) == 7
-
-
-def test_windows_bound_the_hands_and_spread_the_work(make: Make) -> None:
-    rig = make(workers=2).ready(2)
-    full = handout.WINDOW_JOBS
-    rig.submit(*jobs(5 * full, "sleep:0.01", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [full] * 2
-    assert rig.pool.queued == 3 * full == rig.pool.queued_chars
-
-
-def test_the_last_of_a_backlog_are_handed_out_in_smaller_portions(make: Make) -> None:
-    rig = make(workers=2).ready(2)
-    full = handout.WINDOW_JOBS
-    rig.submit(*jobs(2 * full, "sleep:0.01", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [full * handout.FAIR_PART] * 2
-    rig.pool.cancel([b"none"])  # a turn in which nothing changes hands out nothing more
-    assert [child.in_flight for child in rig.pool.children()] == [full * handout.FAIR_PART] * 2
-    rig = make(workers=2).ready(2)
-    rig.submit(*jobs(full // 5, "sleep:0.01", chars=1))
-    last = math.ceil(full * handout.LAST_BATCHES / handout.WINDOW_BATCHES)
-    assert [child.in_flight for child in rig.pool.children()] == [last] * 2
-
-
-def test_a_share_is_kept_for_a_child_that_may_yet_be_started(make: Make) -> None:
-    rig = make(most=4).ready(1)
-    full = handout.WINDOW_JOBS
-    rig.submit(*jobs(4 * full, "hang", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [full * handout.FAIR_PART]
-    rig = make(most=1).ready(1)
-    rig.submit(*jobs(full, "hang", chars=1))
-    assert [child.in_flight for child in rig.pool.children()] == [full], "there is nobody to share with"
-
-
-def test_occupied_children_are_looked_at_by_ticks_alone(make: Make) -> None:
-    rig = make(workers=2).ready(2)
-    rig.submit(*jobs(40, "sleep:0.01", chars=20))
-    assert rig.pool.fds() and not rig.pool.occupied  # how long that takes them is not known
-    rig.ended(40)
-    assert rig.pool.fds() and not rig.pool.occupied  # nothing to do
-    rig.submit(*jobs(400, "sleep:0.010", chars=20))
-    assert rig.pool.occupied and not rig.pool.fds()
-    rig.ended(60)
-    rig.submit(job("now", urgent=True))
-    assert rig.pool.fds() and not rig.pool.occupied  # somebody waits for what they say
-    rig.until(lambda: any(one.key == b"now" for one in rig.outcomes))
-    assert rig.pool.occupied  # again: most of the others are still to be done
-    assert len({one.key for one in rig.ended(441)}) == 441
-    rig.submit(*jobs(2, "sleep:0.0100", chars=20))
-    assert rig.pool.in_flight == 2 and rig.pool.fds()  # little is left: read at once, so that no child waits for work
-
-
-def test_cancel_queued_and_in_hand(make: Make) -> None:
-    rig = make("--batch", "1").ready(1)
-    rig.submit(*(job(f"{number}", "sleep:0.05", chars=100) for number in range(8)))
-    rig.pool.cancel([b"2", b"3", b"6", b"7", b"unknown"])
-    assert sorted(one.key for one in rig.ended(4)) == [b"0", b"1", b"4", b"5"]
-    rig.submit(job("2", "wieder"))  # a key may come back once it was cancelled
-    rig.until(lambda: rig.pool.in_flight == 0)
-    assert [one.key for one in rig.outcomes].count(b"2") == 1 and len(rig.outcomes) == 5
-    assert rig.pool.queued_chars == 0
-
-
-def test_too_many_and_twice_are_refused(make: Make) -> None:
-    rig = make()
-    with pytest.raises(LocalError, match="more than"):
-        rig.pool.submit(jobs(pool_module.MAX_JOBS + 1), rig.now())
-    with pytest.raises(LocalError, match="twice"):
-        rig.submit(job("a"), job("a"))
-
-
 def test_at_rest_is_one_with_every_child_ready_and_no_job(make: Make) -> None:
     rig = make(workers=2)
     assert not rig.pool.at_rest, "its children are starting"
@@ -428,89 +241,6 @@ def test_at_rest_is_one_with_every_child_ready_and_no_job(make: Make) -> None:
     assert not rig.pool.at_rest, "one is to be replaced"
     rig.ready(2)
     rig.until(lambda: rig.pool.at_rest)
-
-
-def backlog(rig: Rig) -> None:
-    """Queue far more than the children hold in hand, of work that does not end by itself."""
-    rig.submit(*(job(f"{number}", "hang", chars=100) for number in range(100)))
-    rig.turn()
-
-
-def test_grows_under_backlog_one_at_a_time_on_the_least_busy_core(make: Make) -> None:
-    rig = make(most=3, job_limit_s=3600.0, cores=(0, 2, 5)).ready(1)
-    rig.load = Load(cpu=(0.0, 0.0, 60.0, 0.0, 0.0, 30.0), ram=10.0)
-    backlog(rig)
-    assert rig.pool.size == 1
-    rig.ahead_s += pool_module.GROW_HOLD_S
-    rig.turn()
-    rig.ahead_s += pool_module.GROW_HOLD_S
-    rig.turn()
-    assert [child.core for child in rig.pool.children()] == [
-        0,
-        5,
-    ]  # the third waits until the second is ready
-    rig.ready(2)
-    rig.turn()
-    rig.ahead_s += pool_module.GROW_HOLD_S
-    rig.ready(3)
-    rig.ahead_s += 60
-    rig.turn()
-    assert [child.core for child in rig.pool.children()] == [0, 5, 2]
-
-
-@pytest.mark.parametrize("load", [Load((0.0, 85.1, 85.1), 10.0), Load((0.0,) * 3, 85.1)])
-def test_does_not_grow_without_cpu_or_ram(make: Make, load: Load) -> None:
-    rig = make(most=3, job_limit_s=3600.0).ready(1)
-    rig.load = load
-    backlog(rig)
-    for _ in range(5):
-        rig.ahead_s += 1.0
-        rig.turn()
-    assert rig.pool.size == 1
-    due = rig.pool.next_deadline()
-    assert due is not None and due >= rig.pool._now  # nothing to spin on
-    rig.load = QUIET
-    rig.turn()
-    assert rig.pool.size == 2
-
-
-def grown(rig: Rig, count: int) -> None:
-    rig.submit(*(job(f"{number}", "sleep:0.02", chars=100) for number in range(60)))
-
-    def later() -> bool:
-        rig.ahead_s += 0.2
-        return rig.pool.ready == count
-
-    rig.until(later)
-    rig.until(lambda: rig.pool.in_flight == rig.pool.queued == 0)
-
-
-def test_shrinks_after_idling_down_to_the_minimum(make: Make) -> None:
-    rig = make(most=2, idle_s=300.0, job_limit_s=3600.0).ready(1)
-    grown(rig, 2)
-    rig.ahead_s += 200
-    rig.turn()
-    assert rig.pool.size == 2
-    rig.ahead_s += 101
-    rig.turn()
-    assert rig.pool.size == 1 and rig.child("ending") is not None
-    rig.until(lambda: rig.child("ending") is None)
-    rig.ahead_s += 1000
-    rig.turn()
-    assert rig.pool.size == rig.pool.ready == 1
-
-
-def test_idle_children_end_at_once_when_ram_is_short(make: Make) -> None:
-    rig = make(most=2, idle_s=86400.0, job_limit_s=3600.0).ready(1)
-    grown(rig, 2)
-    rig.load = Load(QUIET.cpu, ram=86.0)
-    rig.turn()
-    assert rig.pool.size == 1
-
-
-def test_more_children_than_cores_share_them(make: Make) -> None:
-    rig = make(workers=5, cores=(0, 1)).ready(5)
-    assert [child.core for child in rig.pool.children()] == [0, 1, 0, 1, 0]
 
 
 def test_close_kills_what_does_not_end(make: Make) -> None:
