@@ -14,11 +14,15 @@ import pytest
 
 from bench.cluster import Cluster
 
+# Helpers too say what they saw when an assert fails.
+HELPERS = {path.stem for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")}
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in HELPERS - {"__init__", "conftest"}))
+
 # Files that take longest, longest first: what begins last should end soon, or one processor waits for the other.
 LONG_FILES = (
-    "gate", "cluster", "dashboard_browser", "storm", "secrets", "discord_load", "idle", "dashboard_actions", "discord",
+    "gate", "cluster", "dashboard_browser", "discord_faults", "storm", "secrets", "discord_load", "idle", "dashboard_actions", "discord",
     "cli", "replay", "http", "limits", "wire", "discord_crashes", "telemetry", "discord_start", "simulation",
-    "discord_commands", "reports", "discord_faults", "scheduler_properties", "dashboard", "dashboard_program",
+    "discord_commands", "reports", "scheduler_properties", "dashboard", "dashboard_program",
 )  # fmt: skip
 _RANKS = {f"test_{name}.py": rank for rank, name in enumerate(LONG_FILES)}
 
