@@ -20,9 +20,10 @@ pytest.register_assert_rewrite(*(f"tests.{name}" for name in HELPERS - {"__init_
 
 # Files that take longest, longest first: what begins last should end soon, or one processor waits for the other.
 LONG_FILES = (
-    "gate", "cluster", "dashboard_browser", "discord_faults", "storm", "secrets", "discord_load", "idle", "dashboard_actions", "discord",
-    "cli", "replay", "http", "limits", "wire", "discord_crashes", "telemetry", "discord_start", "simulation",
-    "discord_commands", "reports", "scheduler_properties", "dashboard", "dashboard_program",
+    "gate", "cluster", "dashboard_browser", "discord_faults", "storm", "secrets", "discord_load", "idle",
+    "dashboard_actions", "discord", "cli", "replay", "http", "limits", "wire", "discord_crashes", "telemetry",
+    "discord_start", "simulation", "discord_commands", "reports", "scheduler_properties", "dashboard",
+    "dashboard_program",
 )  # fmt: skip
 _RANKS = {f"test_{name}.py": rank for rank, name in enumerate(LONG_FILES)}
 
