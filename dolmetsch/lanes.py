@@ -130,7 +130,8 @@ class Lanes:
     def __init__(self, bulk_age_s: float) -> None:
         self._bulk_age_s = bulk_age_s
         self._queues: tuple[dict[str, FairQueue], dict[str, FairQueue]] = ({}, {})
-        self._interactive_chars = 0  # served since the last bulk job
+        self._interactive_chars = 0  # served since the last bulk job, ...
+        self._before = 0  # ... and before the last pop
 
     def push(self, job: Job, *, front: bool = False) -> None:
         """Add a queued job."""
@@ -144,8 +145,9 @@ class Lanes:
         return queue
 
     def give_back(self, job: Job) -> None:
-        """Let ``job``, just popped, be the next of its queue again."""
+        """Let ``job``, just popped, be the next of its queue again; bulk that was due is due still."""
         self._queue(job).give_back(job)
+        self._interactive_chars = self._before
 
     def discard(self, job: Job) -> None:
         """Count out a job that has just left QUEUED other than by ``pop``."""
@@ -157,6 +159,7 @@ class Lanes:
         for lane in (BULK, INTERACTIVE) if bulk_first else (INTERACTIVE, BULK):
             job = self._pop_lane(lane, routes[lane])
             if job is not None:
+                self._before = self._interactive_chars
                 self._interactive_chars = 0 if lane == BULK else self._interactive_chars + job.chars
                 return job
         return None

@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 
 from dolmetsch.cache import ENTRY_BYTES, ResultCache
 from dolmetsch.jobs import Job, State
-from dolmetsch.lanes import FairQueue
+from dolmetsch.lanes import FairQueue, Lanes
+from dolmetsch.messages import BULK, INTERACTIVE
 from dolmetsch.settled import SettledIds
 from dolmetsch.timers import Timers
 from tests.scheduling import key
 
 
-def job(number: int, chars: int = 10, tenant: str = "t") -> Job:
+def job(number: int, chars: int = 10, tenant: str = "t", lane: int = INTERACTIVE) -> Job:
     return Job(
-        seq=number, id=key(number), gateway="g", tenant=tenant, lane=0, route="de→en", texts=("x" * chars,),
+        seq=number, id=key(number), gateway="g", tenant=tenant, lane=lane, route="de→en", texts=("x" * chars,),
         reply_to=b"", deadline=60.0, queued_at=0.0,
     )  # fmt: skip
 
@@ -65,6 +66,19 @@ def test_a_job_given_back_is_the_next_and_nothing_else_changes(jobs: list[tuple[
         expected = quick.pop()
         assert expected is not None and one.seq == expected.seq
     assert slow.pop() is None
+
+
+def test_aged_bulk_that_is_given_back_is_due_still() -> None:
+    lanes, routes = Lanes(bulk_age_s=10.0), ({"de→en"}, {"de→en"})
+    for number in range(9):
+        lanes.push(job(number))
+    lanes.push(job(9, lane=BULK))
+    assert [lanes.pop(routes, 0.0).seq for _ in range(3)] == [0, 1, 2]  # type: ignore[union-attr]
+    for _ in range(2):
+        due = lanes.pop(routes, 10.0)
+        assert due is not None and due.lane == BULK
+        lanes.give_back(due)
+    assert [lanes.pop(routes, 10.0).seq for _ in range(2)] == [9, 3]  # type: ignore[union-attr]
 
 
 def test_cancelled_places_do_not_pile_up() -> None:
