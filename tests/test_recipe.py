@@ -20,7 +20,19 @@ from hypothesis import strategies as st
 from dolmetsch.packages import open_package
 from models.recipe import augment, pairs, plot, stream
 from models.recipe.__main__ import main
-from models.recipe.evaluate import CHAT, CLEAN, Score, Scores, Translator, perturbed, table
+from models.recipe.evaluate import (
+    CHAT,
+    CLEAN,
+    STRANGERS,
+    Score,
+    Scores,
+    Translator,
+    kept,
+    perturbed,
+    table,
+    with_numbers,
+    with_strangers,
+)
 from models.recipe.package import CREDITS, Facts, archive, card, credits_in, credits_of, write_package
 from models.recipe.pairs import NearDuplicates, Pair, Tally, hold_out, is_useful, plain, read_pairs, select
 from models.recipe.pieces import open_pieces, split_some, splits
@@ -48,8 +60,8 @@ FACTS = Facts(
     credits=("Us.",),
 )
 SCORES = Scores(
-    model="de_en-1.1-0badcafe", beam=2, copies={CLEAN: Score(20.0, 40.0), CHAT: Score(15.0, 30.0)}, tokens_per_s=3000,
-    size_bytes=6_500_000, signatures=("b", "c"),
+    model="de_en-1.1-0badcafe", beam=2, copies={CLEAN: Score(20.0, 40.0), CHAT: Score(15.0, 30.0)},
+    kept={"numbers": 0.9}, tokens_per_s=3000, size_bytes=6_500_000, signatures=("b", "c"),
 )  # fmt: skip
 
 
@@ -168,20 +180,42 @@ def test_du_becomes_sie_and_back_only_where_the_verb_is_known(before: str, after
     assert augment.change_address(Pair(before, english), rng()) == (after, english)
 
 
-def test_what_is_copied_changes_on_both_sides() -> None:
-    source, target = augment.new_names(augment.new_numbers(Pair("Tom ist 17.", "Tom is 17."), rng()), rng())
-    name, _, number = target.rstrip(".").split()
-    assert (source, number != "17") == (f"{name} ist {number}.", True)
-    assert (
-        augment.new_names(Pair("Maria singt.", "Mary sings."), rng()).source.split()[0]
-        in augment.NAMES_F + augment.HANDLES
-    )
-    assert augment.new_numbers(Pair("Um 3 Uhr.", "At three."), rng()) == ("Um 3 Uhr.", "At three.")
+def test_emoji_quotes_and_a_second_sentence_go_on_both_sides() -> None:
     with_emoji = augment.emoji(PAIR, rng())
     assert set(with_emoji.source) - set(PAIR.source) == set(with_emoji.target) - set(PAIR.target) != set()
     assert augment.join(PAIR, Pair("Ja!", "Yes!"), rng()).target == f"{PAIR.target} Yes!"
     quoted = {augment.quote(PAIR, random.Random(seed), CODES) for seed in range(20)}
     assert (f"„{PAIR.source}“", f"“{PAIR.target}”") in quoted and (f"> {PAIR.source}", f"> {PAIR.target}") in quoted
+
+
+@pytest.mark.parametrize(
+    ("change", "pair", "source", "target"),
+    [
+        (augment.new_names, Pair("Tom singt.", "Tom sings."), "{} singt.", "{} sings."),
+        (augment.new_names, Pair("Mag Maria Eis?", "Does Mary like ice?"), "Mag {} Eis?", "Does {} like ice?"),
+        (augment.new_numbers, Pair("Um 12:30 Uhr.", "At 12:30."), "Um {} Uhr.", "At {}."),
+        (augment.new_word, Pair("Zum Hotel!", "To the hotel!"), "Zum {}!", "To the {}!"),
+    ],
+)
+def test_what_is_to_be_copied_is_another_each_time(change: Any, pair: Pair, source: str, target: str) -> None:
+    before, after = source.split("{}")
+    changed = [change(pair, random.Random(seed)) for seed in range(60)]
+    words = [made.source[len(before) : len(made.source) - len(after)] for made in changed]
+    assert changed == [(source.format(word), target.format(word)) for word in words]
+    assert len(set(words)) > 40
+
+
+@pytest.mark.parametrize(
+    ("change", "pair"),
+    [
+        (augment.new_names, Pair("Tom singt.", "He sings.")),
+        (augment.new_numbers, Pair("Um 3 Uhr.", "At three.")),
+        (augment.new_numbers, Pair("Es sind 1,5 Liter.", "It's 1.5 litres.")),
+        (augment.new_word, Pair("Zur Musterstraße.", "To Musterstrasse.")),
+    ],
+)
+def test_what_differs_between_the_sides_stays(change: Any, pair: Pair) -> None:
+    assert {change(pair, random.Random(seed)) for seed in range(20)} == {pair}
 
 
 @given(
@@ -221,6 +255,16 @@ def test_the_stream_goes_on_from_any_place_as_it_would_have() -> None:
     again = made.batches(first[24][0])
     assert [next(again) for _ in range(15)] == first[25:]
     assert first[-1][0].shard > 0
+
+
+def test_what_the_corpus_has_little_of_comes_up_more_often() -> None:
+    short = [Pair(f"Tom {word}.", f"Tom {word}.") for word in ("singt", "weint", "geht", "schläft")]
+    scarce = [Pair("Ich bin 17.", "I'm 17."), Pair("ja " * 10, "yes " * 10), Pair("ja " * 24, "yes " * 24)]
+    long = [Pair("ja " * 30, "yes " * 30)]
+    made = stream.Stream(
+        [*short, *scarce, *long], GERMAN / "sentencepiece.model", CODES, batch_tokens=200, seed=1, phrases={short[0]}
+    )
+    assert sum(len(batch.sources) for batch in made.shard(0)) == stream.PHRASED + 3 + 3 * stream.OFTEN + 1
 
 
 def test_pieces_are_cut_in_two_and_say_the_same() -> None:
@@ -315,6 +359,17 @@ def test_a_package_is_asked_as_dolmetsch_asks_it() -> None:
     translator = Translator(open_package(GERMAN))
     assert translator.translate(["Guten Morgen.", "", "Ich habe Hunger."]) == ["Good morning.", "", "I'm hungry."]
     assert translator.tokens_per_s(["Guten Morgen"] * 3) > 0
+
+
+def test_unknown_names_and_numbers_are_looked_for_in_translations() -> None:
+    strange = with_strangers([PAIR, Pair("Tom weint.", "Tom is crying."), Pair("Tom, Tom!", "Tom, Tom!")])
+    assert strange == [(f"{STRANGERS[0]} weint.", STRANGERS[0])]
+    assert not {*STRANGERS} & {*augment.NAMES_M, *augment.NAMES_F}
+    numbers = with_numbers([Pair("Um 10:15 Uhr am 3.", "On the 3rd at 10:15."), Pair("2013 und 13.", "2013, thirteen")])
+    assert numbers == [("Um 10:15 Uhr am 3.", "10:15"), ("Um 10:15 Uhr am 3.", "3"), ("2013 und 13.", "2013")]
+    outputs: Any = SimpleNamespace(translate=lambda sources: ["In 2013.", "On the 3rd.", "Merkel's.", "Mercer's."])
+    assert kept(outputs, [("", "13"), ("", "3"), ("", "Merkel"), ("", "Merkel")]) == 0.5
+    assert kept(SimpleNamespace(translate=list), []) == 0  # type: ignore[arg-type]
 
 
 def test_scores_stand_side_by_side() -> None:

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "train", parents=[both], help="from parallel text to a package; goes on where it stopped"
     )
     train.add_argument("--corpus", type=Path, nargs="+", required=True, help="two-column files, plain or .gz")
+    train.add_argument("--phrases", type=Path, nargs="+", default=[], help="such files, few pairs that come up often")
     train.add_argument("--work", type=Path, required=True, help="folder for checkpoints; the same again goes on")
     train.add_argument("--out", type=Path, required=True, help="folder for the package")
     train.add_argument("--from", dest="from_code", default="de", help="language of the files' first column")

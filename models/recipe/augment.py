@@ -34,9 +34,23 @@ NAMES_F: Final = (
     "Mary", "Maria", "Jane", "Anna", "Emily", "Alice", "Lena", "Mia", "Laura", "Aylin", "Fatma", "Ingrid", "Julia",
     "Sophie", "Svenja", "Olga", "Priya", "Kasia", "Camille", "Lucia", "Nele", "Wiebke",
 )  # fmt: skip
-HANDLES: Final = (
-    "lena97", "xX_Wolf_Xx", "Kartoffel42", "nico_tv", "DerMax", "pixelkatze", "zo3y", "m4rv1n", "TheRealJo",
+# Made-up ones are of such parts: a few names are learnt by heart, and any other is then spelt like one of them.
+ONSETS: Final = (
+    *"bdfghjklmnprstvwxyz", "br", "ch", "dr", "fl", "gr", "kr", "ph", "sch", "sh", "sk", "st", "th", "tr", "zw", "",
 )  # fmt: skip
+NUCLEI: Final = (
+    *"aeiou" * 3,
+    "ai",
+    "au",
+    "ee",
+    "ei",
+    "ia",
+    "ie",
+    "io",
+    "oo",
+)  # no umlauts: they may be spelt otherwise
+CODAS: Final = (*"lmnrst", "ck", "ff", "ld", "ng", "rg", "rt", "sch", "tz", "x", *[""] * 25)
+HANDLES: Final = ("{}97", "xX_{}_Xx", "{}42", "{}_tv", "Der{}", "{}katze", "TheReal{}", "{}.{}", "_{}", "{}{}", "{}3")
 
 # Verbs as they stand beside "Sie", and beside "du".
 VERBS: Final[Mapping[str, str]] = {
@@ -47,6 +61,8 @@ VERBS: Final[Mapping[str, str]] = {
     "glauben": "glaubst", "kennen": "kennst", "wohnen": "wohnst", "sprechen": "sprichst", "meinen": "meinst",
     "verstehen": "verstehst",
 }  # fmt: skip
+WORD: Final = re.compile(r"\b[^\W\d_]{4,}\b")
+NUMBER: Final = re.compile(r"\d+(?:[.,:]\d+)*")
 _FORMAL: Final = {familiar: formal for formal, familiar in VERBS.items()}
 _DU: Final = "|".join(_FORMAL)
 _SIE: Final = "|".join(VERBS)
@@ -140,24 +156,48 @@ def join(pair: Pair, other: Pair, rng: random.Random) -> Pair:
 
 
 def new_numbers(pair: Pair, rng: random.Random) -> Pair:
-    """Other digits for a number that stands once on both sides."""
-    source, target = pair
-    for number in sorted(set(re.findall(r"\b\d{1,6}\b", source))):
-        if all(len(re.findall(rf"\b{number}\b", text)) == 1 for text in (source, target)):
-            low = 10 ** (len(number) - 1)
-            other = str(rng.randrange(max(low, 2), low * 10))
-            source, target = (re.sub(rf"\b{number}\b", other, text) for text in (source, target))
-    return Pair(source, target)
+    """Other digits for a number, a time or a version that stands once on both sides."""
+    here, there = (NUMBER.findall(text) for text in pair)
+    for number in dict.fromkeys(here):
+        if here.count(number) == there.count(number) == 1:
+            other = re.sub(r"\d", lambda _: str(rng.randrange(10)), number)
+            if rng.random() < 0.3:
+                other = made_up_number(rng)
+            pair = Pair(*(re.sub(rf"(?<!\d){re.escape(number)}(?!\d)", other, text) for text in pair))
+    return pair
+
+
+def made_up_number(rng: random.Random) -> str:
+    """Such as 2048, 17:45, 3.11.9 or 0.5."""
+    parts = [str(rng.randrange(10 ** rng.choice((1, 1, 2, 2, 3, 4)))) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+    return rng.choice((":", ".", ".", "-")).join(parts)
+
+
+def made_up_name(rng: random.Random) -> str:
+    """Of one to three syllables, some of them as a handle."""
+    name = "".join(rng.choice(ONSETS) + rng.choice(NUCLEI) + rng.choice(CODAS) for _ in range(rng.choice((1, 2, 2, 3))))
+    name = name.capitalize() if rng.random() < 0.8 else name
+    return rng.choice(HANDLES).replace("{}", name) if rng.random() < 0.25 else name
 
 
 def new_names(pair: Pair, rng: random.Random) -> Pair:
-    """Another name, or now and then a handle, for one that stands on both sides (Maria may be Mary there)."""
+    """Another name, most of them made up, for one that stands on both sides (Maria may be Mary there)."""
     for names in (NAMES_M, NAMES_F):
         here, there = ([name for name in names if re.search(rf"\b{name}\b", text)] for text in pair)
         if len(here) == len(there) == 1 and (here == there or {*here, *there} == {"Mary", "Maria"}):
-            other = rng.choice(HANDLES) if rng.random() < 0.1 else rng.choice(names)
+            other = made_up_name(rng) if rng.random() < 0.7 else rng.choice(names)
             pair = Pair(re.sub(rf"\b{here[0]}\b", other, pair.source), re.sub(rf"\b{there[0]}\b", other, pair.target))
     return pair
+
+
+def new_word(pair: Pair, rng: random.Random) -> Pair:
+    """A made-up name or number for a word that is written alike on both sides, but for its case: a place, a brand."""
+    here, there = ([word.lower() for word in WORD.findall(text)] for text in pair)
+    alike = [word for word in dict.fromkeys(here) if here.count(word) == there.count(word) == 1]
+    if not alike:
+        return pair
+    word, other = rng.choice(alike), made_up_number(rng) if rng.random() < 0.3 else made_up_name(rng)
+    return Pair(*(re.sub(rf"\b{word}\b", other, text, flags=re.I) for text in pair))
 
 
 def quote(pair: Pair, rng: random.Random, codes: tuple[str, str]) -> Pair:
@@ -183,8 +223,10 @@ def augment(pair: Pair, other: Pair, rng: random.Random, codes: tuple[str, str])
     ``other`` is what may be joined to it. The shares were set by hand, not tuned on the validation file.
     """
     german = codes[0] == "de"
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         pair = new_names(new_numbers(pair, rng), rng)
+    if rng.random() < 0.3:
+        pair = new_word(pair, rng)
     if german and rng.random() < 0.15:
         pair = change_address(pair, rng)
     if rng.random() < 0.1:

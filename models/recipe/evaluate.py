@@ -6,7 +6,9 @@ seconds of one core's time, so that other work on the machine does not show in i
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +18,21 @@ from dolmetsch.config import EngineConfig
 from dolmetsch.decoder import Decoder, Tokens
 from dolmetsch.errors import EngineError
 from dolmetsch.packages import Package
-from models.recipe.augment import drop_end, emoji, join, lower_case, plain_umlauts, typo
+from models.recipe.augment import NAMES_F, NAMES_M, NUMBER, drop_end, emoji, join, lower_case, plain_umlauts, typo
 from models.recipe.pairs import Pair
 
 TYPO_CHARS: Final = 25  # one slip for so many characters
 CHAT: Final = "chat: the three above"
 CLEAN: Final = "clean"
 ROUNDS: Final = 3  # the speed is the best of these
+
+# Of people and in chat, none of them among those that training puts into sentences.
+STRANGERS: Final = (
+    "Merkel", "Sherlock", "Kardec", "Philidor", "Ariel", "Beth", "Jensen", "Carmen", "Thorsten", "Gökhan", "Björn",
+    "Anneliese", "Xaver", "Sieglinde", "Quentin", "Dragan", "Ludmila", "Wolfram", "Zoltan", "Yvonne", "Friedhelm",
+    "Tarkan", "Branko", "Anouk", "Cosima", "Hjalmar", "Ngozi", "frodo_77", "Nachtfalke", "gamerboi99", "Zwiebelchen",
+    "d0nut", "Schnitzelkoenig", "lalaland", "MrSpock", "kiwi.tv", "ghost123",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +45,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """All that is known of a package. ``signatures`` are sacrebleu's, of BLEU and of chrF2."""
+    """All that is known of a package. ``signatures`` are sacrebleu's, of BLEU and of chrF2.
+
+    ``kept``: the shares of unknown names and of numbers that are in the translation as they are in the source.
+    """
 
     model: str
     beam: int
     copies: dict[str, Score]
+    kept: dict[str, float]
     tokens_per_s: float
     size_bytes: int
     signatures: tuple[str, str]
@@ -77,6 +91,24 @@ def _typos(pair: Pair, rng: random.Random) -> Pair:
     for _ in range(-(-len(pair.source) // TYPO_CHARS)):
         pair = typo(pair, rng)
     return pair
+
+
+def with_strangers(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+    """Sources with a name of STRANGERS for one that stands once on both sides, and which name that is."""
+    strangers = itertools.cycle(STRANGERS)
+    found = []
+    for pair in pairs:
+        for name in (*NAMES_M, *NAMES_F):
+            if all(len(re.findall(rf"\b{name}\b", text)) == 1 for text in pair):
+                stranger = next(strangers)
+                found.append((re.sub(rf"\b{name}\b", stranger, pair.source), stranger))
+    return found
+
+
+def with_numbers(pairs: Sequence[Pair]) -> list[tuple[str, str]]:
+    """Sources with a number, a time or a version that their targets have, too, and which that is."""
+    both = [(pair, set(NUMBER.findall(pair.source)) & set(NUMBER.findall(pair.target))) for pair in pairs]
+    return [(pair.source, number) for pair, numbers in both for number in sorted(numbers)]
 
 
 _COPIES: Final[Mapping[str, Callable[[Pair, random.Random], Pair]]] = {
@@ -161,10 +193,24 @@ def evaluate(package: Package, pairs: Sequence[Pair], beam: int | None = None) -
         model=package.model_version,
         beam=translator.config.beam_size,
         copies=copies,
+        kept={
+            "unknown names": kept(translator, with_strangers(pairs)),
+            "numbers": kept(translator, with_numbers(pairs)),
+        },
         tokens_per_s=round(translator.tokens_per_s([pair.source for pair in pairs]), -1),
         size_bytes=package.size_bytes,
         signatures=(str(bleu.get_signature()), str(chrf.get_signature())),
     )
+
+
+def kept(translator: Translator, sources: Sequence[tuple[str, str]]) -> float:
+    """Of ``sources``, each with a word in it: the share whose translations have that word."""
+    outputs = translator.translate([source for source, _ in sources])
+    found = [
+        re.search(rf"(?<!\d){re.escape(word)}(?!\d)", output)
+        for output, (_, word) in zip(outputs, sources, strict=True)
+    ]
+    return sum(match is not None for match in found) / max(len(found), 1)
 
 
 def table(all_scores: Sequence[Scores]) -> str:
@@ -174,6 +220,8 @@ def table(all_scores: Sequence[Scores]) -> str:
     for name in all_scores[0].copies:
         rows.append([name, *(f"{s.copies[name].bleu:.1f} / {s.copies[name].chrf:.1f}" for s in all_scores)])
     rows.append(["BLEU lost on chat", *(f"{s.loss_percent:.0f} %" for s in all_scores)])
+    for name in all_scores[0].kept:
+        rows.append([f"{name} that are kept", *(f"{s.kept[name]:.0%}" for s in all_scores)])
     rows.append(["target tokens/s, one core", *(f"{s.tokens_per_s:.0f}" for s in all_scores)])
     rows.append(["size", *(f"{s.size_bytes / 1e6:.1f} MB" for s in all_scores)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,15 +1,15 @@
 """The endless stream of batches. Any part of it can be made again from the seed alone, so a resumed run sees the same.
 
-An epoch is the pairs in a new order, cut into shards. A shard is augmented, cut into tokens and packed into batches of
-sentences of about the same length; what it holds depends on the seed and its number only. ``Place`` says where in
-the stream a run is.
+An epoch is the pairs in a new order, scarce ones more than once, cut into shards. A shard is augmented, cut into
+tokens and packed into batches of sentences of about the same length; what it holds depends on the seed and its number
+only. ``Place`` says where in the stream a run is.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
@@ -25,6 +25,10 @@ SHARD_PAIRS: Final = 20_000
 ROWS: Final = 8  # a batch has a multiple of this many sentences
 LONGEST_TOKENS: Final = 200  # of one side; dolmetsch cuts longer sources
 SPLIT: Final = 0.1  # of a source's pieces are cut in two
+
+PHRASED: Final = 10  # times in an epoch for those the user calls phrases
+OFTEN: Final = 3  # for sources with a number, or with so many words
+LONG: Final = range(10, 25)  # longer ones are long enough to teach something at once
 
 Ids = list[int]
 
@@ -78,13 +82,28 @@ def even(width: int) -> int:
     return width + width % 2
 
 
+def times(pair: Pair, phrases: Set[Pair]) -> int:
+    """How often a pair is used in an epoch: people write more of these kinds than Tatoeba has."""
+    if pair in phrases:
+        return PHRASED
+    return OFTEN if len(pair.source.split()) in LONG or any(map(str.isdigit, pair.source)) else 1
+
+
 class Stream:
     """Makes shards. ``pairs`` may not change during a run."""
 
     def __init__(
-        self, pairs: Sequence[Pair], pieces: Path, codes: tuple[str, str], *, batch_tokens: int, seed: int
+        self,
+        pairs: Sequence[Pair],
+        pieces: Path,
+        codes: tuple[str, str],
+        *,
+        batch_tokens: int,
+        seed: int,
+        phrases: Set[Pair] = frozenset(),
     ) -> None:
         self._pairs = pairs
+        self._often = [at for at, pair in enumerate(pairs) for _ in range(times(pair, phrases))]
         self._pieces = pieces
         self._codes = codes
         self._batch_tokens = batch_tokens
@@ -96,11 +115,12 @@ class Stream:
         if self._processor is None:
             self._processor = open_pieces(self._pieces)
             self._splits = splits(self._processor)
-        in_epoch = -(-len(self._pairs) // SHARD_PAIRS)
+        in_epoch = -(-len(self._often) // SHARD_PAIRS)
         epoch, part = divmod(number, in_epoch)
-        order = _order(len(self._pairs), f"{self._seed} epoch {epoch}")[part * SHARD_PAIRS : (part + 1) * SHARD_PAIRS]
+        order = _order(len(self._often), f"{self._seed} epoch {epoch}")[part * SHARD_PAIRS : (part + 1) * SHARD_PAIRS]
         rng = random.Random(f"{self._seed} shard {number}")
-        chat = [augment(self._pairs[at], rng.choice(self._pairs), rng, self._codes) for at in order]
+        some = [self._pairs[self._often[at]] for at in order]
+        chat = [augment(pair, rng.choice(self._pairs), rng, self._codes) for pair in some]
         rows = encode(chat, self._processor)
         batches = pack(
             [(split_some(row, self._splits, SPLIT, rng), target) for row, target in rows], self._batch_tokens

@@ -20,7 +20,7 @@ from models.recipe.evaluate import Scores, Translator, evaluate, table
 from models.recipe.export import agreement, export
 from models.recipe.network import Network, Shape
 from models.recipe.package import Facts, archive, card, credits_in, credits_of, write_package
-from models.recipe.pairs import Pair, Tally, hold_out, training_pairs
+from models.recipe.pairs import Pair, Tally, hold_out, read_pairs, training_pairs
 from models.recipe.pieces import make_pieces, open_pieces, vocabulary
 from models.recipe.shortlist import write_shortlist
 from models.recipe.stream import Stream, encode
@@ -51,7 +51,9 @@ def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
     codes = (options.to_code, options.from_code) if options.reverse else (options.from_code, options.to_code)
     options.work.mkdir(parents=True, exist_ok=True)
     tally = Tally()
-    pairs = training_pairs(options.corpus, validation, options.reverse, tally)
+    corpora = [*options.corpus, *options.phrases]
+    pairs = training_pairs(corpora, validation, options.reverse, tally)
+    phrases = {pair for path in options.phrases for pair in read_pairs(path, options.reverse)}
     print(tally, flush=True)
     pairs, held_out = hold_out(pairs, HELD_OUT, random.Random(f"held out {options.seed}"))
     size = options.size if options.size != "auto" else "large" if torch.cuda.is_available() else "small"
@@ -59,7 +61,7 @@ def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
 
     run, settings = _run(options, size, pieces, codes, held_out)
     print(_describe(run.network.shape), f"on {run.network.positions.device}, from step {run.progress.step}", flush=True)
-    stream = Stream(pairs, pieces, codes, batch_tokens=settings.batch_tokens, seed=options.seed)
+    stream = Stream(pairs, pieces, codes, batch_tokens=settings.batch_tokens, seed=options.seed, phrases=phrases)
     run.train(stream, minutes=options.minutes, steps=options.steps)
 
     facts = Facts(
@@ -69,7 +71,7 @@ def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
         architecture=_describe(run.network.shape),
         training=_story(run, options, len(pairs)),
         data=f"{tally}.",
-        credits=tuple(dict.fromkeys(credits_of(options.corpus, options.credit) + _inherited(options.start))),
+        credits=tuple(dict.fromkeys(credits_of(corpora, options.credit) + _inherited(options.start))),
     )
     return _finish(run, options, pieces, facts, pairs, held_out, validation)
 
