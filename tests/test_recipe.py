@@ -42,6 +42,7 @@ from tests.embedded import ENGLISH, GERMAN
 
 HOUSE = Path(__file__).parent.parent
 CORPUS = Path(os.environ.get("DOLMETSCH_CORPUS", HOUSE.parent / "shared" / "corpus"))
+PHRASES = HOUSE / "models" / "phrases"
 CODES = ("de", "en")
 PAIR = Pair("Weißt du, wo meine Schlüssel sind?", "Do you know where my keys are?")
 SOME = [
@@ -137,6 +138,17 @@ def test_training_shares_no_near_duplicate_with_the_validation_file() -> None:
         sets = [pairs.grams(text) for text in sorted(theirs)[::30]]
         grams = [pairs.grams(plain(pair[side])) for pair in used]
         assert max(pairs.similarity(mine, other) for mine in grams for other in sets) < pairs.NEAR
+
+
+def test_the_phrases_are_useful_pairs_and_those_kept_apart_are_not_near_to_any() -> None:
+    careless, phrases, validation = (
+        read_pairs(PHRASES / f"{name}.de-en.tsv") for name in ("phrases-careless", "phrases", "validation")
+    )
+    known = [*careless, *phrases]
+    assert len(validation) > 500 and len(known) > 5_000
+    tally = Tally()
+    assert list(select(known, validation, tally)) == known, str(tally)
+    assert all(is_useful(pair) and pair == Pair(*(" ".join(side.split()) for side in pair)) for pair in validation)
 
 
 def test_no_sentence_is_both_held_out_and_trained_on() -> None:
@@ -518,7 +530,11 @@ def test_ctranslate2_says_what_the_network_says(rooms: SimpleNamespace, tmp_path
 
 def test_one_command_makes_a_package_of_another_route(rooms: SimpleNamespace, tmp_path: Path) -> None:
     pytest.importorskip("sacrebleu", reason="sacrebleu is in models/recipe/requirements.txt")
-    for name, some in (("mine.tsv", SOME), ("validation.tsv", [PAIR, Pair("Guten Morgen", "Good morning")])):
+    for name, some in (
+        ("mine.tsv", SOME[1:]),
+        ("few.tsv", SOME[:1]),
+        ("validation.tsv", [PAIR, Pair("Guten Morgen", "Good morning")]),
+    ):
         (tmp_path / name).write_text("".join(f"{source}\t{target}\n" for source, target in some))
     places = [
         "--work",
@@ -532,6 +548,8 @@ def test_one_command_makes_a_package_of_another_route(rooms: SimpleNamespace, tm
         "train",
         "--corpus",
         str(tmp_path / "mine.tsv"),
+        "--phrases",
+        str(tmp_path / "few.tsv"),
         *places,
         "--size",
         "tiny",
@@ -544,7 +562,8 @@ def test_one_command_makes_a_package_of_another_route(rooms: SimpleNamespace, tm
     package = open_package(tmp_path / "out" / "translate-en_fr-1_1")
     assert (package.from_name, package.to_name) == ("English", "French")
     text = (package.path / "README.md").read_text()
-    assert "mine.tsv: write its origin" in text and "| two in one message |" in text and "12 steps" in text
+    assert "mine.tsv: write its origin" in text and "few.tsv: write its origin" in text
+    assert "| two in one message |" in text and "12 steps" in text
     assert "</svg>" in (tmp_path / "out" / "translate-en_fr-1_1-loss.svg").read_text()
     shutil.rmtree(tmp_path / "out")
     main([*command, "--reverse", "--from", "fr", "--to", "en"])  # nothing is left to train: it only packs again

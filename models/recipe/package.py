@@ -25,8 +25,8 @@ CREDITS: Final = {
     "[CC BY 2.0 FR](https://creativecommons.org/licenses/by/2.0/fr/).",
     "europarl": "Europarl: Philipp Koehn, *Europarl: A Parallel Corpus for Statistical Machine Translation*, "
     "MT Summit 2005.",
-    "chat": "`models/recipe/chat.de-en.tsv`: chat messages made up for this project, with the help of a large language "
-    "model.",
+    "phrases": "Phrases that were made up for this project, with the help of a large language model "
+    "(`models/phrases/`).",
 }
 BEGUN_FROM: Final = "By way of the weights that training began with,"
 

@@ -26,7 +26,7 @@ ROWS: Final = 8  # a batch has a multiple of this many sentences
 LONGEST_TOKENS: Final = 200  # of one side; dolmetsch cuts longer sources
 SPLIT: Final = 0.1  # of a source's pieces are cut in two
 
-PHRASED: Final = 10  # times in an epoch for those the user calls phrases
+PHRASED: Final = 5  # times in an epoch for those the user calls phrases
 OFTEN: Final = 3  # for sources with a number, or with so many words
 LONG: Final = range(10, 25)  # longer ones are long enough to teach something at once
 
