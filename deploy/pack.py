@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 HERE: Final = Path(__file__).resolve().parent
-NOT_SHIPPED: Final = frozenset({"bench", "deploy", "docs", "tests"})
+NOT_SHIPPED: Final = ("bench", "deploy", "docs", "tests", "models/phrases", "models/recipe")
 KEPT: Final = 3  # archives of earlier releases
 HASH_CHARS: Final = 8
 
@@ -30,7 +30,7 @@ def shipped(path: str) -> bool:
     """Whether hosts get the file at ``path``."""
     parts = Path(path).parts
     hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-    return not hidden and parts[0] not in NOT_SHIPPED
+    return not hidden and not any(Path(path).is_relative_to(folder) for folder in NOT_SHIPPED)
 
 
 def from_git(source: Path) -> tuple[dict[str, tuple[int, bytes]], str]:
