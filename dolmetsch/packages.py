@@ -180,8 +180,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _is_other(path: Path) -> bool:
-    """Whether a folder is not meant to be a package: the store's own, and the recipe beside the embedded package."""
-    return path.name.startswith(".") or path == EMBEDDED / "recipe"
+    """Whether a folder is not meant to be a package: the store's own, and what the embedded ones are made from."""
+    return path.name.startswith(".") or path in (EMBEDDED / "phrases", EMBEDDED / "recipe")
 
 
 def _open_or_warn(path: Path) -> Package | None:
