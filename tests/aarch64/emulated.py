@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
-from tests.deploy.hosts import HostError, run
+from tests.deploy.commands import HostError, run
 
 NEEDS: Final = {  # program: the Debian package that has it
     "qemu-aarch64-static": "qemu-user-static",

@@ -22,9 +22,7 @@ The hosts see each other and this computer, and nothing else: there is no route 
 packages in ``NEEDS``. The root file system is made once by debootstrap and kept in ``$XDG_CACHE_HOME`` or /var/cache;
 a host is an overlay on it, so that a fresh one costs nothing. ``DOLMETSCH_DEBIAN_MIRROR`` names another mirror.
 
-Each use takes the first free *slot*, a number with a lock: names of bridges, machines and folders and the subnet come
-from it, so that several can run beside each other. A lock ends with its process; what a killed process left behind is
-removed by the next one.
+Each use takes the first free *slot* (``slots``), so that several can run beside each other.
 """
 
 from __future__ import annotations
@@ -44,6 +42,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, NoReturn, Self, overload
+
+from tests.deploy.commands import LOOK_S, HostError, run, tail, wait_for
+from tests.deploy.slots import END_S, RUN, Slot, cgroups, end_machines, end_masters
 
 NEEDS: Final = {  # program: the Debian package that has it
     "systemd-nspawn": "systemd-container",
@@ -72,18 +73,9 @@ chmod 0440 /etc/sudoers.d/010_pi-nopasswd
 install -d -m 0700 /root/.ssh
 install -d -m 0700 -o pi -g pi /home/pi/.ssh
 """
-NETWORK: Final = "10.213.{slot}"  # a /24 for each slot: .1 is this computer, hosts begin at .11
 FIRST_HOST: Final = 11
-SLOTS: Final = 100
-RUN: Final = Path("/run/dolmetsch-hosts")  # short: the paths of ssh's control sockets must fit into 108 bytes
 BOOT_S: Final = 60.0
-END_S: Final = 15.0
 SSH_S: Final = 60.0
-LOOK_S: Final = 0.1
-
-
-class HostError(Exception):
-    """Raised when a host, or what makes hosts, does not do what it should; says what was seen."""
 
 
 def missing() -> str:
@@ -93,36 +85,6 @@ def missing() -> str:
     search = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     packages = [package for program, package in NEEDS.items() if shutil.which(program, path=search) is None]
     return f"on Debian: apt install {' '.join(packages)}" if packages else ""
-
-
-def run(*command: str | Path, timeout_s: float = 30.0, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command of this computer to its end. Raises ``HostError`` with what it said."""
-    words = [str(word) for word in command]
-    try:
-        ended = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired as error:
-        raise HostError(f"not within {timeout_s:g} s: {' '.join(words)}\n{_tail(error.stdout)}") from None
-    if check and ended.returncode != 0:
-        said = _tail(ended.stdout) + _tail(ended.stderr)
-        raise HostError(f"exit status {ended.returncode}: {' '.join(words)}\n{said}")
-    return ended
-
-
-def wait_for(true: Callable[[], bool], within_s: float, what: str) -> None:
-    """Look again and again until ``true()``. Raises ``HostError``."""
-    until = time.monotonic() + within_s
-    while not true():
-        if time.monotonic() > until:
-            raise HostError(f"not within {within_s:g} s: {what}")
-        time.sleep(LOOK_S)
-
-
-def _tail(text: str | bytes | None, most: int = 6000) -> str:
-    if isinstance(text, bytes):
-        text = text.decode(errors="replace")
-    return (text or "")[-most:]
 
 
 # ---- the root file system ----
@@ -159,114 +121,13 @@ def _build(folder: Path) -> None:
         raise
 
 
-# ---- slots ----
-
-
-class _Slot:
-    """A number that nobody else on this computer uses now, and all the names that come from it."""
-
-    def __init__(self) -> None:
-        RUN.mkdir(parents=True, exist_ok=True)
-        taken = -1
-        for number in range(SLOTS):
-            descriptor = os.open(RUN / f"{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(descriptor)  # its process lives
-                continue
-            self._name(number)
-            self.clear()
-            # Beyond the one that is kept, look only at slots that a killed process may have left.
-            if taken < 0 and not self._subnet_in_use():
-                taken, self._descriptor = number, descriptor
-            else:
-                os.close(descriptor)
-            if taken >= 0 and not (RUN / f"{number + 1}.lock").exists():
-                break
-        if taken < 0:
-            raise HostError(f"all {SLOTS} slots are in use")
-        self._name(taken)
-
-    def _name(self, number: int) -> None:
-        self.number = number
-        self.bridge = f"dolm{number}"
-        self.subnet = NETWORK.format(slot=number)
-        self.folder = RUN / str(number)
-        self.disks = self.folder / "disks"  # a link to where there is room
-
-    def _subnet_in_use(self) -> bool:
-        return bool(run("ip", "route", "show", "root", f"{self.subnet}.0/24").stdout.strip())
-
-    def machine(self, host: str) -> str:
-        """The container's name, of which nspawn makes the name of its network interface here: 15 letters at most."""
-        return f"{self.bridge}-{host}"
-
-    def release(self) -> None:
-        """Remove everything and give the number back."""
-        self.clear()
-        os.close(self._descriptor)
-
-    def clear(self) -> None:
-        """Remove whatever bears this slot's names, whoever made it."""
-        _end_machines(f"{self.bridge}-*")
-        _end_masters(self.folder / "ssh")
-        # A veth pair goes with its container's namespace, which may take the kernel a moment after the last process.
-        if Path("/sys/class/net", self.bridge).exists():
-            run("ip", "link", "delete", self.bridge, check=False)
-        for machine in Path("/run/systemd/nspawn/propagate").glob(f"{self.bridge}-*"):
-            shutil.rmtree(machine, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self.disks.resolve(strict=True))
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _cgroups() -> tuple[Path, ...]:
-    """Where systemd's hierarchies of control groups are mounted: the unified one, and on some computers an old one."""
-    unified, old = [], []
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, where, kind, options, *_ = line.split()
-        if kind == "cgroup2":
-            unified.append(Path(where))
-        elif kind == "cgroup" and "name=systemd" in options.split(","):
-            old.append(Path(where))
-    if not unified:
-        raise HostError("this computer has no unified control groups (cgroup2)")
-    return (unified[0], *old)
-
-
-def _end_machines(pattern: str) -> None:
-    """Kill everything in the control groups of that name at once and remove them."""
-    groups = [group for hierarchy in _cgroups() for group in hierarchy.glob(pattern)]
-    for group in groups:
-        with contextlib.suppress(OSError):  # gone meanwhile; or an old hierarchy, where nspawn only mirrors ours
-            (group / "cgroup.kill").write_text("1")
-
-    def gone() -> bool:
-        for group in groups:
-            for folder, _, _ in os.walk(group, topdown=False):
-                with contextlib.suppress(OSError):  # busy until the kernel has buried its processes
-                    os.rmdir(folder)
-        return not any(group.exists() for group in groups)
-
-    wait_for(gone, END_S, f"the end of the processes in {pattern}")
-
-
-def _end_masters(sockets: Path) -> None:
-    """End the ssh processes that keep connections open for the next command."""
-    for control in sockets.glob("*"):
-        with contextlib.suppress(HostError):
-            run("ssh", "-o", f"ControlPath={control}", "-O", "exit", "any", check=False, timeout_s=5)
-        control.unlink(missing_ok=True)
-
-
 # ---- hosts ----
 
 
 class Host:
     """One computer. Made by ``Hosts``."""
 
-    def __init__(self, slot: _Slot, base: Path, name: str, address: str, personality: str) -> None:
+    def __init__(self, slot: Slot, base: Path, name: str, address: str, personality: str) -> None:
         self.name = name
         self.address = address
         self._slot = slot
@@ -274,7 +135,7 @@ class Host:
         self._machine = slot.machine(name)
         self._disk = slot.disks / name
         self._personality = personality
-        self._cgroup = _cgroups()[0] / self._machine
+        self._cgroup = cgroups()[0] / self._machine
         self._process: subprocess.Popen[bytes] | None = None
         if len(f"vb-{self._machine}") > 15:
             raise HostError(f"the name {name} is too long for a network interface")
@@ -377,10 +238,10 @@ class Host:
         """Pull the plug: every process is gone at once, nothing is told."""
         if self._process is None:
             return
-        _end_machines(self._machine)
+        end_machines(self._machine)
         self._process.wait(END_S)
         self._process = None
-        _end_masters(self._slot.folder / "ssh")
+        end_masters(self._slot.folder / "ssh")
         interface = Path("/sys/class/net", f"vb-{self._machine}")
         wait_for(lambda: not interface.exists(), END_S, f"the end of {interface.name}")
 
@@ -423,7 +284,7 @@ class Host:
 
     def console(self) -> str:
         """The last of what it wrote on its console while it booted."""
-        return _tail(self._console.read_bytes()) if self._console.exists() else ""
+        return tail(self._console.read_bytes()) if self._console.exists() else ""
 
 
 def ssh_options(folder: Path) -> list[str]:
@@ -458,7 +319,7 @@ class Hosts(Sequence[Host]):
         if lacking:
             raise HostError(lacking)
         base = root_file_system()
-        self._slot = _Slot()
+        self._slot = Slot()
         try:
             self._plug_in(base)
             self.boot(*(f"pi{number}" for number in range(1, self._count + 1)))

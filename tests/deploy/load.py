@@ -26,7 +26,7 @@ from dolmetsch.client import Client
 from dolmetsch.errors import DolmetschError, NoBroker
 from dolmetsch.keys import Credentials
 from dolmetsch.messages import BULK, Answer, JobSpec, Status
-from tests.deploy.hosts import LOOK_S, HostError, wait_for
+from tests.deploy.commands import LOOK_S, HostError, wait_for
 
 START_S: Final = 20.0
 DEADLINE_S: Final = 240.0  # of a job: longer than any outage that a test makes

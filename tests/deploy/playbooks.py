@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.cluster import HOUSE
-from tests.deploy.hosts import HostError
+from tests.deploy.commands import HostError
 
 PLAYBOOK_S: Final = 300.0
 _LEFT_OUT: Final = shutil.ignore_patterns(".*", "__pycache__", "*.pyc", "tests", "wheelhouse")

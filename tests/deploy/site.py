@@ -20,7 +20,8 @@ from bench.cluster import HOUSE
 from dolmetsch import config
 from dolmetsch.keys import Credentials
 from dolmetsch.transport import SubPort, broker_of, telemetry_address
-from tests.deploy.hosts import Host, HostError, Hosts, run, ssh_options, wait_for
+from tests.deploy.commands import HostError, run, wait_for
+from tests.deploy.hosts import Host, Hosts, ssh_options
 from tests.deploy.load import SteadyLoad
 from tests.deploy.playbooks import PLAYBOOK_S, Playbooks, Played
 

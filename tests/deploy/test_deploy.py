@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from dolmetsch.keys import read_invitation
+from tests.deploy.commands import run, wait_for
 from tests.deploy.conftest import Figure
-from tests.deploy.hosts import Host, Hosts, run, wait_for
+from tests.deploy.hosts import Host, Hosts
 from tests.deploy.site import BROKER, DASHBOARD, HTTP, NODE, Site, grep, names
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("with_ansible")]

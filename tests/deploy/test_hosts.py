@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from bench.cluster import HOUSE
-from tests.deploy.hosts import RUN, HostError, Hosts, wait_for
+from tests.deploy.commands import HostError, wait_for
+from tests.deploy.hosts import Hosts
+from tests.deploy.slots import RUN
 
 pytestmark = pytest.mark.timeout(1200)  # the first test of all may have to make the root file system
 
