@@ -353,7 +353,7 @@ def test_the_card_gives_credit_and_figures() -> None:
 
 
 def test_credit_is_passed_on_with_the_weights(tmp_path: Path) -> None:
-    tatoeba, europarl = credits_in(GERMAN)
+    tatoeba, europarl, *_ = credits_in(GERMAN)
     assert "tatoeba.org" in tatoeba and "CC BY 2.0 FR" in tatoeba and "Europarl: Philipp Koehn" in europarl
     assert "write here" in credits_in(tmp_path)[0]
     (tmp_path / "README.md").write_text(card(replace(FACTS, credits=(CREDITS["tatoeba"], europarl)), None, []))
