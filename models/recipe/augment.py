@@ -38,17 +38,7 @@ NAMES_F: Final = (
 ONSETS: Final = (
     *"bdfghjklmnprstvwxyz", "br", "ch", "dr", "fl", "gr", "kr", "ph", "sch", "sh", "sk", "st", "th", "tr", "zw", "",
 )  # fmt: skip
-NUCLEI: Final = (
-    *"aeiou" * 3,
-    "ai",
-    "au",
-    "ee",
-    "ei",
-    "ia",
-    "ie",
-    "io",
-    "oo",
-)  # no umlauts: they may be spelt otherwise
+NUCLEI: Final = (*"aeiou" * 3, "ai", "au", "ee", "ei", "ia", "ie", "io", "oo")  # no umlauts, which chat spells ae
 CODAS: Final = (*"lmnrst", "ck", "ff", "ld", "ng", "rg", "rt", "sch", "tz", "x", *[""] * 25)
 HANDLES: Final = ("{}97", "xX_{}_Xx", "{}42", "{}_tv", "Der{}", "{}katze", "TheReal{}", "{}.{}", "_{}", "{}{}", "{}3")
 
