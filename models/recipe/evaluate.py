@@ -222,7 +222,7 @@ def table(all_scores: Sequence[Scores]) -> str:
         rows.append([name, *(f"{s.copies[name].bleu:.1f} / {s.copies[name].chrf:.1f}" for s in all_scores)])
     rows.append(["BLEU lost on chat", *(f"{s.loss_percent:.0f} %" for s in all_scores)])
     for name in all_scores[0].kept:
-        rows.append([f"{name} that are kept", *(f"{s.kept[name]:.0%}" for s in all_scores)])
+        rows.append([f"{name} that are kept", *(f"{100 * s.kept[name]:.0f} %" for s in all_scores)])
     rows.append(["target tokens/s, one core", *(f"{s.tokens_per_s:.0f}" for s in all_scores)])
     rows.append(["size", *(f"{s.size_bytes / 1e6:.1f} MB" for s in all_scores)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -102,8 +102,8 @@ class Stream:
         seed: int,
         phrases: Set[Pair] = frozenset(),
     ) -> None:
-        self._pairs = pairs
-        self._often = [at for at, pair in enumerate(pairs) for _ in range(times(pair, phrases))]
+        self.pairs = pairs
+        self.often = [at for at, pair in enumerate(pairs) for _ in range(times(pair, phrases))]
         self._pieces = pieces
         self._codes = codes
         self._batch_tokens = batch_tokens
@@ -115,12 +115,12 @@ class Stream:
         if self._processor is None:
             self._processor = open_pieces(self._pieces)
             self._splits = splits(self._processor)
-        in_epoch = -(-len(self._often) // SHARD_PAIRS)
+        in_epoch = -(-len(self.often) // SHARD_PAIRS)
         epoch, part = divmod(number, in_epoch)
-        order = _order(len(self._often), f"{self._seed} epoch {epoch}")[part * SHARD_PAIRS : (part + 1) * SHARD_PAIRS]
+        order = _order(len(self.often), f"{self._seed} epoch {epoch}")[part * SHARD_PAIRS : (part + 1) * SHARD_PAIRS]
         rng = random.Random(f"{self._seed} shard {number}")
-        some = [self._pairs[self._often[at]] for at in order]
-        chat = [augment(pair, rng.choice(self._pairs), rng, self._codes) for pair in some]
+        some = [self.pairs[self.often[at]] for at in order]
+        chat = [augment(pair, rng.choice(self.pairs), rng, self._codes) for pair in some]
         rows = encode(chat, self._processor)
         batches = pack(
             [(split_some(row, self._splits, SPLIT, rng), target) for row, target in rows], self._batch_tokens
