@@ -174,7 +174,7 @@ class Books:
 
     def _enter(self, job: Job, gateway: Gateway) -> None:
         self.jobs[job.id] = job
-        self.bytes += job.size
+        self.bytes += job.measure()
         gateway.jobs += 1
         job.timer = self.timers.add(job.id, job.deadline)
 
@@ -278,10 +278,11 @@ class Books:
             self._release(job)
         elif not outcome.cached:  # what the cache answers never stood in a lane
             self.lanes.discard(job)
+        self.bytes -= job.measure()
         job.outcome = outcome
         if state is State.DONE:
             job.texts = ()
-        self._weigh(job)
+        self.bytes += job.measure()
         self._keep_until(job, now)
         self.roster.gateways[job.gateway].ready[job.id] = job
         self.effects.append(Persist(Op.FINISH, (job.seq, state, outcome)))
@@ -302,8 +303,8 @@ class Books:
         gateway.sent.pop(job.id, None)
         gateway.jobs -= 1
         self.dead.pop(job.id, None)
-        self.timers.cancel(job.id, job.timer)
-        self.bytes -= job.size
+        self._untime(job)
+        self.bytes -= job.measure()
         del self.jobs[job.id]
         self.settled.add(job.id)
         self.effects.append(Persist(Op.REMOVE, (job.seq, job.id)))
@@ -317,8 +318,9 @@ class Books:
         job.deadline = now + REVIVED_S
         job.queued_at = now
         job.failures = job.losses = 0
+        self.bytes -= job.measure()
         job.outcome, job.acked = None, False
-        self._weigh(job)
+        self.bytes += job.measure()
         job.move(State.QUEUED, now, "requeued by an operator")
         job.times = None
         self.tally.requeued += 1
@@ -342,14 +344,13 @@ class Books:
         ttl_s = self._config.result_ttl_s if job.state is State.DONE else self._config.dead_ttl_s
         self._retime(job, now + ttl_s)
 
-    def _weigh(self, job: Job) -> None:
-        size = job.measure()
-        self.bytes += size - job.size
-        job.size = size
-
     def _retime(self, job: Job, when: float) -> None:
-        self.timers.cancel(job.id, job.timer)
+        self._untime(job)
         job.timer = self.timers.add(job.id, when)
+
+    def _untime(self, job: Job) -> None:
+        if job.timer is not None:
+            self.timers.cancel(job.id, job.timer)
 
     # ---- what is always true ----
 

@@ -95,13 +95,11 @@ class Job(Struct, kw_only=True, eq=False, gc=False):
     times: Times | None = None  # once a node has translated it
     outcome: Outcome | None = None
     acked: bool = False
-    timer: int = 0  # slot of its timer: the deadline, or later the time it is given up
-    size: int = 0  # as measured last
+    timer: set[bytes] | None = None  # slot of its timer: the deadline, or later the time it is given up
     story: list[tuple[float, str]] | None = None  # only jobs that were leased have something to tell
 
     def __post_init__(self) -> None:
         self.chars = sum(map(len, self.texts))
-        self.size = self.measure()
 
     def __repr__(self) -> str:
         return f"<job {self.id.hex()}>"  # no text of it gets into an error by chance

@@ -24,21 +24,19 @@ class Timers(Generic[Key]):
         self._slots: dict[int, set[Key]] = {}
         self._order: list[int] = []
 
-    def add(self, key: Key, when: float) -> int:
+    def add(self, key: Key, when: float) -> set[Key]:
         """Have ``key`` due at ``when`` (seconds); the slot returned is needed to cancel it."""
-        slot = math.ceil(when / self._resolution_s)
-        keys = self._slots.get(slot)
-        if keys is None:
-            keys = self._slots[slot] = set()
-            heapq.heappush(self._order, slot)
-        keys.add(key)
+        number = math.ceil(when / self._resolution_s)
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._slots[number] = set()
+            heapq.heappush(self._order, number)
+        slot.add(key)
         return slot
 
-    def cancel(self, key: Key, slot: int) -> None:
+    def cancel(self, key: Key, slot: set[Key]) -> None:
         """Forget ``key``, which ``add`` put in ``slot``."""
-        keys = self._slots.get(slot)
-        if keys is not None:
-            keys.discard(key)
+        slot.discard(key)
 
     def due(self, now: float) -> list[Key]:
         """Every key whose time has come, and forget it."""
@@ -54,4 +52,4 @@ class Timers(Generic[Key]):
         return self._order[0] * self._resolution_s if self._order else None
 
     def __len__(self) -> int:
-        return sum(len(keys) for keys in self._slots.values())
+        return sum(map(len, self._slots.values()))

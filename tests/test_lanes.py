@@ -103,7 +103,7 @@ def test_a_job_that_came_back_is_first_of_its_tenant() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 100), st.booleans()), max_size=60))
 def test_timers_strike_late_by_a_slot_at_most_and_never_early(steps: list[tuple[int, float, bool]]) -> None:
     timers: Timers[int] = Timers(0.25)
-    model: dict[int, tuple[float, int]] = {}
+    model: dict[int, tuple[float, set[int]]] = {}
     for name, when, cancel in steps:
         if name in model:
             timers.cancel(name, model.pop(name)[1])
