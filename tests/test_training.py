@@ -103,6 +103,23 @@ def test_a_mix_lies_between_its_two(rooms: SimpleNamespace) -> None:
     assert [float(rooms.train.mix(start, trained, keep)["w"]) for keep in (0.0, 0.25, 1.0)] == [8.0, 6.0, 0.0]
 
 
+def test_a_grown_network_says_what_the_old_one_says_and_learns_in_all_its_layers(rooms: SimpleNamespace) -> None:
+    rooms.torch.manual_seed(1)
+    network = rooms.network.Network(replace(rooms.train.SHAPES["tiny"], encoder_layers=2, vocabulary=50)).eval()
+    grown = rooms.weights.grown(network, 5, 0.0).eval()
+    assert grown.shape == replace(network.shape, encoder_layers=5)
+    rows = [[7, 8, 9, 2], [4, 2]], [[1, 5, 2], [1, 9, 8, 2]]
+    loss = grown.loss(*rows, 0.1)
+    assert float(loss) == float(network.loss(*rows, 0.1))
+    loss.backward()
+    assert all(
+        layer.ffn.linear_1.weight.grad.any() and layer.self_attention.linear[1].weight.grad.any()
+        for layer in grown.encoder.layer
+    )
+    with pytest.raises(ValueError, match="has 5 encoder layers: it cannot begin with 2"):
+        rooms.weights.grown(grown, 2, 0.0)
+
+
 def test_time_alone_ends_a_run(rooms: SimpleNamespace, tmp_path: Path) -> None:
     run, batches = begin(rooms, tmp_path)
     run.train(batches, minutes=0.01)

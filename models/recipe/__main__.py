@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         "--start", type=Path, help="begin with the weights of this package, the embedded one or one made here"
     )
     train.add_argument(
+        "--encoder-layers", type=int, help="with --start: so many, the new ones silent at first (default: as it has)"
+    )
+    train.add_argument(
         "--keep", type=float, default=0.5, help="the share of --start's weights in the result (default 0.5)"
     )
     train.add_argument("--package-version", default="1.1")

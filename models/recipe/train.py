@@ -25,7 +25,7 @@ from models.recipe.pieces import make_pieces, open_pieces, vocabulary
 from models.recipe.shortlist import write_shortlist
 from models.recipe.stream import Stream, encode
 from models.recipe.training import Run, Settings, held_out_batches
-from models.recipe.weights import read_network
+from models.recipe.weights import grown, read_network
 
 HELD_OUT: Final = 500  # pairs the loss is watched on
 CHECKED: Final = 100  # sentences that CTranslate2 and the network are compared on
@@ -47,6 +47,8 @@ SETTINGS: Final = {
 
 def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
     """What the command does; returns the package's folder."""
+    if options.encoder_layers and not options.start:
+        raise SystemExit("--encoder-layers grows the network of a package: say which, with --start")
     torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
     codes = (options.to_code, options.from_code) if options.reverse else (options.from_code, options.to_code)
     options.work.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,7 @@ def _run(
     settings = replace(SETTINGS[size], seed=options.seed, bf16=has_bf16(device))
     torch.manual_seed(options.seed)
     if options.start:
-        network = read_network(options.start / "model", settings.dropout)
+        network = _begun(options, settings.dropout)
         if open_package(options.start).route == f"{codes[0]}→{codes[1]}":
             settings = replace(settings, peak=START_PEAK * settings.peak)
     else:
@@ -110,6 +112,15 @@ def _run(
         raise SystemExit(f"{options.start} has another vocabulary than its sentencepiece.model")
     batches = held_out_batches(held_out, processor, settings.batch_tokens)
     return Run(network.to(device), settings, options.work, batches), settings
+
+
+def _begun(options: argparse.Namespace, dropout: float) -> Network:
+    """What a run starts with. Raises ``SystemExit`` where the package cannot be that."""
+    try:
+        network = read_network(options.start / "model", dropout)
+        return grown(network, options.encoder_layers, dropout) if options.encoder_layers else network
+    except ValueError as error:
+        raise SystemExit(f"{options.start}: {error}") from error
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -131,7 +142,7 @@ def _finish(
         facts, training=f"{facts.training} The last {averaged} checkpoints averaged: loss {loss:.3f} on held-out pairs."
     )
     if options.start:
-        weights = mix(read_network(options.start / "model", 0.0).state_dict(), weights, options.keep)
+        weights = mix(_begun(options, 0.0).state_dict(), weights, options.keep)
         facts = replace(
             facts, training=f"{facts.training} {options.keep:.0%} of each weight is {options.start.name}'s."
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -19,6 +20,7 @@ from models.recipe.network import Network, Shape
 
 FORMAT: Final = 6
 TYPES: Final = (np.float32, np.int8, np.int16, np.int32, np.float16)
+_OUTPUTS: Final = ("self_attention.linear.1.", "ffn.linear_1.")  # what an encoder layer adds to what passes through it
 
 
 def read_variables(path: Path) -> dict[str, np.ndarray]:
@@ -52,6 +54,30 @@ def read_network(path: Path, dropout: float) -> Network:
     state = {name: _floats(variables, name) for name in network.state_dict()}
     network.load_state_dict(state)
     return network
+
+
+def grown(network: Network, encoder_layers: int, dropout: float) -> Network:
+    """The same function with more encoder layers: behind each old one copies of it, which are silent at first.
+
+    Both outputs of a copy are zero, so it adds nothing; its inner weights are of use as soon as training raises these.
+    Raises ``ValueError`` for fewer layers than there are.
+
+    Sources: Chen et al. 2016, "Net2Net" (growing without a change of the function); Li et al. 2020, "Shallow-to-Deep
+    Training for Neural Machine Translation" (new layers begin as copies).
+    """
+    before = network.shape.encoder_layers
+    if encoder_layers < before:
+        raise ValueError(f"the package has {before} encoder layers: it cannot begin with {encoder_layers}")
+    deeper = Network(replace(network.shape, encoder_layers=encoder_layers), dropout)
+    origins = [at * before // encoder_layers for at in range(encoder_layers)]
+    state = {name: value for name, value in network.state_dict().items() if not name.startswith("encoder.layer.")}
+    for at, origin in enumerate(origins):
+        layer = network.encoder.layer[origin].state_dict()
+        if at and origins[at - 1] == origin:
+            layer |= {name: torch.zeros_like(layer[name]) for name in layer if name.startswith(_OUTPUTS)}
+        state |= {f"encoder.layer.{at}.{name}": value for name, value in layer.items()}
+    deeper.load_state_dict(state)
+    return deeper
 
 
 def _shape(variables: dict[str, np.ndarray]) -> Shape:
