@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--keep", type=float, default=0.5, help="the share of --start's weights in the result (default 0.5)"
     )
+    train.add_argument("--dropout", type=float, help="default: the size's; more where there are few pairs for the time")
     train.add_argument("--package-version", default="1.1")
     train.add_argument("--credit", action="append", default=[], help="attribution for the card; may be repeated")
     train.add_argument("--threads", type=int, default=0, help="of the CPU; 0: all cores")

@@ -100,6 +100,8 @@ def _run(
     processor = open_pieces(pieces)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = replace(SETTINGS[size], seed=options.seed, bf16=has_bf16(device))
+    if options.dropout is not None:
+        settings = replace(settings, dropout=options.dropout)
     torch.manual_seed(options.seed)
     if options.start:
         network = _begun(options, settings.dropout)
