@@ -44,8 +44,8 @@ _GLUE: Final = regex.compile(r"[\w\p{M}]")
 # What a sentence begins with: a letter, a digit, an opening quote or bracket, or a sign that belongs to them.
 _START: Final = regex.compile(r"[\p{L}\p{N}\p{Ps}\p{Pi}\p{Pf}\p{Sc}\"'§¿¡]|[@\#&](?=[\p{L}\p{N}])|[%+\-−](?=\p{N})")
 _SOFT_TAIL: Final = regex.compile(r"[\s,;:\p{Pd}\p{Ps}]")
-# A full stop of the model's own, behind a word: not that of "a.m.", nor the last of three.
-_ADDED_STOP: Final = regex.compile(r"(?<=[\p{L}\p{M}\p{N}])(?<!\.\p{L})\.\s*\Z")
+# A full stop or an exclamation mark of the model's own, behind a word: not the dot of "a.m.", nor the last of three.
+_ADDED_STOP: Final = regex.compile(r"(?<=[\p{L}\p{M}\p{N}])(?<!\.\p{L})[.!]\s*\Z")
 _STAND_IN: Final = regex.compile(rf"(?<![\w\p{{M}}])(?:{'|'.join(STAND_INS)})(?![\w\p{{M}}])")
 _WIDENABLE: Final = frozenset({"*", "**", "***", "_", "__", "___", "||"})
 
@@ -77,7 +77,7 @@ class Segment(Struct, frozen=True, gc=False):
     def restore(self, translation: str) -> str | None:
         """``translation`` with the original spans; None when a stand-in is missing or in it twice.
 
-        It ends as the source does: models put a full stop behind a greeting, a heading, or what stands before a link.
+        It ends as the source does: models put a mark behind a greeting, a heading, or what stands before a link.
         """
         end = self.source[-1]
         if end.isalnum() or end in ",;:":

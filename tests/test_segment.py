@@ -177,6 +177,9 @@ def test_more_spans_than_stand_ins_are_cut() -> None:
     [
         ("Guten Morgen", "Good morning.", "Good morning"),
         ("Guten Morgen.", "Good morning.", "Good morning."),
+        ("Hallo", "Hello!", "Hello"),
+        ("Hallo,", "Hello!", "Hello,"),
+        ("Hallo!", "Hello!", "Hello!"),
         ("Es ist 7 Uhr", "It's 7. ", "It's 7"),
         ("Kommst du mit", "Are you coming?", "Are you coming?"),
         ("Wichtig:", "It's important.", "It's important:"),
@@ -185,7 +188,7 @@ def test_more_spans_than_stand_ins_are_cut() -> None:
         ("„Guten Morgen“, sagte er (leise)", "He said.", "He said."),
     ],
 )
-def test_a_full_stop_of_the_models_own_is_taken_off(source: str, made: str, kept: str) -> None:
+def test_a_mark_of_the_models_own_is_taken_off(source: str, made: str, kept: str) -> None:
     assert Segment(source).restore(made) == kept
 
 
