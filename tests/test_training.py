@@ -137,6 +137,19 @@ def test_ctranslate2_says_what_the_network_says(rooms: SimpleNamespace, tmp_path
     assert all(rooms.torch.equal(weight, again[name]) for name, weight in network.state_dict().items())
 
 
+def test_options_that_cannot_be_are_refused_in_one_sentence(rooms: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in SOME))
+    pairs, folder = str(tmp_path / "pairs.tsv"), str(tmp_path / "work")
+    command = ["train", "--corpus", pairs, "--validation", pairs, "--work", folder, "--out", folder]
+    for more, said in (
+        (["--encoder-layers", "4"], "say which, with --start"),
+        (["--dropout", "1"], "--dropout is a share"),
+        (["--start", str(GERMAN), "--encoder-layers", "1"], "it cannot begin with 1"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            main([*command, *more])
+
+
 def test_one_command_makes_a_package_of_another_route(
     rooms: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,8 @@ def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
     """What the command does; returns the package's folder."""
     if options.encoder_layers and not options.start:
         raise SystemExit("--encoder-layers grows the network of a package: say which, with --start")
+    if options.dropout is not None and not 0 <= options.dropout < 1:
+        raise SystemExit("--dropout is a share: at least 0, and less than 1")
     torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
     codes = (options.to_code, options.from_code) if options.reverse else (options.from_code, options.to_code)
     options.work.mkdir(parents=True, exist_ok=True)
