@@ -144,10 +144,32 @@ def test_options_that_cannot_be_are_refused_in_one_sentence(rooms: SimpleNamespa
     for more, said in (
         (["--encoder-layers", "4"], "say which, with --start"),
         (["--dropout", "1"], "--dropout is a share"),
-        (["--start", str(GERMAN), "--encoder-layers", "1"], "it cannot begin with 1"),
+        (["--start", str(GERMAN), "--encoder-layers", "0"], "it cannot begin with 0"),
     ):
         with pytest.raises(SystemExit, match=said):
             main([*command, *more])
+
+
+def test_the_command_makes_a_deeper_package_that_says_the_same_where_all_is_kept(
+    rooms: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is in models/recipe/requirements.txt")
+    for name, some in (("pairs.tsv", SOME), ("validation.tsv", [PAIR, Pair("Ich bin 17.", "I'm 17.")])):
+        (tmp_path / name).write_text("".join(f"{source}\t{target}\n" for source, target in some))
+    settings = []
+    monkeypatch.setattr(rooms.train, "Run", lambda *given: settings.append(given[1]) or rooms.training.Run(*given))
+    before = rooms.weights.read_network(GERMAN / "model", 0.0).eval()
+    layers = before.shape.encoder_layers + 1
+    main([
+        "train", "--corpus", str(tmp_path / "pairs.tsv"), "--validation", str(tmp_path / "validation.tsv"),
+        "--work", str(tmp_path / "work"), "--out", str(tmp_path), "--start", str(GERMAN), "--keep", "1",
+        "--encoder-layers", str(layers), "--dropout", "0.3", "--size", "small", "--steps", "1", "--threads", "1",
+    ])  # fmt: skip
+    assert [one.dropout for one in settings] == [0.3]
+    deeper = rooms.weights.read_network(tmp_path / "translate-de_en-1_1" / "model", 0.0).eval()
+    assert deeper.shape.encoder_layers == layers
+    rows = [source for source, _ in stream.encode(SOME[:5], stream.open_pieces(GERMAN / "sentencepiece.model"))]
+    assert deeper.greedy(rows) == before.greedy(rows)
 
 
 def test_one_command_makes_a_package_of_another_route(

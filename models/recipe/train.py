@@ -47,7 +47,7 @@ SETTINGS: Final = {
 
 def train(options: argparse.Namespace, validation: Sequence[Pair]) -> Path:
     """What the command does; returns the package's folder."""
-    if options.encoder_layers and not options.start:
+    if options.encoder_layers is not None and not options.start:
         raise SystemExit("--encoder-layers grows the network of a package: say which, with --start")
     if options.dropout is not None and not 0 <= options.dropout < 1:
         raise SystemExit("--dropout is a share: at least 0, and less than 1")
@@ -122,7 +122,7 @@ def _begun(options: argparse.Namespace, dropout: float) -> Network:
     """What a run starts with. Raises ``SystemExit`` where the package cannot be that."""
     try:
         network = read_network(options.start / "model", dropout)
-        return grown(network, options.encoder_layers, dropout) if options.encoder_layers else network
+        return network if options.encoder_layers is None else grown(network, options.encoder_layers, dropout)
     except ValueError as error:
         raise SystemExit(f"{options.start}: {error}") from error
 

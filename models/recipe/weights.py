@@ -31,7 +31,12 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path} has the format {version}: only {FORMAT} can be read")
         _name(file)
         _, count = struct.unpack("<II", file.read(8))
-        return dict(_variable(file) for _ in range(count))
+        variables = dict(_variable(file) for _ in range(count))
+        (aliases,) = struct.unpack("<I", file.read(4))  # what is alike is there once, as in a layer just grown
+        for _ in range(aliases):
+            alias, name = _name(file), _name(file)
+            variables |= {alias + end: variables[name + end] for end in ("", "_scale") if name + end in variables}
+        return variables
 
 
 def _name(file: BinaryIO) -> str:
